@@ -67,7 +67,7 @@ impl LocalAttr {
 pub enum Link {
     /// The name shows this inode.
     Current,
-    /// The name shows a newer version; this inode lives for its open handles.
+    /// The name shows a newer version, or nothing; this inode lives for its holders.
     Replaced,
     /// The name was unlinked here; its bytes are not stored any more.
     Unlinked,
@@ -155,8 +155,9 @@ pub struct FileState {
     pub local: LocalAttr,
     /// The last commit failed.
     pub failure: Option<Failure>,
-    /// A write failed for want of memory: the buffer is partial, and is not stored. Reset by the
-    /// next truncation, or with the buffer at the last writer's close.
+    /// A write was refused (EFBIG, ENOSPC), or a takeover lost bytes (EIO): the buffer is partial,
+    /// and is not stored. Reset by the next truncation, or with the buffer at the last writer's
+    /// close.
     pub write_error: Option<Errno>,
     /// Created with O_EXCL: an existing name is an error, not an update.
     pub exclusive: bool,
@@ -221,8 +222,9 @@ impl FileState {
         self.is_dirty() && self.buffer.as_ref().is_some_and(|b| b.written && b.writers.has_uncommitted(fh))
     }
 
-    /// A file that mknod(2) made gets its content, or is to be durable: it is stored from now on.
-    pub fn store_made(&mut self) {
+    /// A file that mknod(2) made gets its content, or is to be durable: a commit stores it from now
+    /// on.
+    pub fn mark_storable(&mut self) {
         if self.persistence == Persistence::Made {
             self.persistence = Persistence::Vault;
         }
@@ -246,12 +248,12 @@ impl FileState {
         self.sent.retain(|sent| sent.name != *name);
     }
 
-    /// Whether the file becomes an object by itself.
+    /// Whether the file is held back for now, and becomes an object by itself.
     pub fn is_held_back(&self) -> bool {
         matches!(self.persistence, Persistence::Provisional | Persistence::Made) && self.link == Link::Current
     }
 
-    /// Whether the file is held back from the vault.
+    /// Whether its bytes stay here, for now or for good.
     pub fn is_only_here(&self) -> bool {
         self.persistence != Persistence::Vault
     }

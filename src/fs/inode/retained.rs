@@ -1,4 +1,5 @@
-//! The bytes of a version that its name no longer shows, kept for its open handles.
+//! The bytes of a version that its name no longer shows, kept with its inode where the kernel opens
+//! files by itself, so that no handle pins them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,9 +39,14 @@ impl Drop for RetainedBytes {
 }
 
 impl InodeTable {
-    /// The name of this inode shows another version from now on: where no handle pins the bytes,
-    /// they stay with the inode, as long as there is room.
-    pub fn keep_bytes(&self, state: &mut FileState) {
+    /// The name of this inode shows another version, or nothing, from now on: where no handle pins
+    /// the bytes, they stay with the inode, as long as there is room.
+    pub fn mark_replaced(&self, state: &mut FileState) {
+        self.keep_bytes(state);
+        state.link = Link::Replaced;
+    }
+
+    fn keep_bytes(&self, state: &mut FileState) {
         if !self.env.options().reads_unopened() || state.retained.is_some() {
             return;
         }

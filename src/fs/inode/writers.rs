@@ -70,7 +70,8 @@ impl Writers {
         self.by_mapping.is_some() || self.by_handle.contains_key(&fh)
     }
 
-    /// Whether a close of this handle stores.
+    /// Whether a close of this handle has bytes to store: its user may have written some, or none
+    /// are attributed to an open handle.
     pub fn has_uncommitted(&self, fh: u64) -> bool {
         self.may_have_written(fh) || self.by_handle.is_empty()
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::fs::inode::file::{File, Link};
+use crate::fs::inode::file::File;
 use crate::fs::journal::Transaction;
 use crate::fs::namespace::Namespace;
 use crate::fs::types::errno::{Errno, Result};
@@ -23,8 +23,7 @@ impl Namespace {
         if ours || matches!(self.env.cache().peek(name), Peek::Value(_) | Peek::Exists) {
             return;
         }
-        self.inodes.keep_bytes(&mut state);
-        state.link = Link::Replaced;
+        self.inodes.mark_replaced(&mut state);
         drop(state);
         table.unpoint(name, file.ino);
     }
@@ -52,8 +51,7 @@ impl Namespace {
                 }
                 return file.clone();
             }
-            self.inodes.keep_bytes(&mut state);
-            state.link = Link::Replaced;
+            self.inodes.mark_replaced(&mut state);
         }
         let file = table.put_file(&object.meta.name, |ino, local| File::of(ino, object, local));
         file.change(&tx).pending_notify = Some(object.meta.version.clone());
@@ -69,8 +67,7 @@ impl Namespace {
         if state.is_dirty() || state.is_only_here() || old.commit_lock.available_permits() == 0 {
             return Err(Errno::EBUSY);
         }
-        self.inodes.keep_bytes(&mut state);
-        state.link = Link::Replaced;
+        self.inodes.mark_replaced(&mut state);
         Ok(())
     }
 

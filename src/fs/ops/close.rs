@@ -50,7 +50,7 @@ impl FileSystem {
         }
         let (is_dirty, is_its_own, conflict) = {
             let mut state = file.change_alone();
-            state.store_made();
+            state.mark_storable();
             let is_its_own = state.buffer.as_ref().is_some_and(|b| b.writers.may_have_written(handle.fh));
             (state.is_dirty(), is_its_own, state.failure.as_ref().map(|failure| failure.conflict))
         };
@@ -120,8 +120,8 @@ impl FileSystem {
         self.inodes.lock().drop_unheld(file.ino);
     }
 
-    /// A write failed (no memory, or the file would be too large): the partial buffer is dropped,
-    /// and the name shows the vault's version.
+    /// A write was refused, or a takeover lost bytes: the partial buffer is dropped, and the name
+    /// shows the vault's version.
     pub(in crate::fs) fn take_back(&self, file: &Arc<File>) {
         let name = self.writeback.give_up(file);
         self.temporaries.account_room(&mut file.change_alone());

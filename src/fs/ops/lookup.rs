@@ -31,7 +31,7 @@ impl FileSystem {
         component: &OsStr,
     ) -> Result<Option<Entry>> {
         let dir = self.namespace.directory(parent)?;
-        self.env.cache().used(self.env.longest_ttl());
+        self.env.cache().note_use(self.env.longest_ttl());
         match &dir.kind {
             DirKind::Tree(under) if under.is_root() && component == VERSIONS => {
                 Ok(Some(self.namespace.dir_entry(&DirKind::Histories(DirPrefix::root()))))

@@ -173,7 +173,7 @@ impl FileSystem {
         let call = ctx.call().await;
         let closes = {
             let mut state = source.change_alone();
-            state.store_made();
+            state.mark_storable();
             let written = state.buffer.as_ref().is_some_and(|buffer| buffer.written);
             // No handle writes to it: its last close may be in flight.
             state.is_dirty() && !state.has_failed() && (state.writers.is_empty() || !written)

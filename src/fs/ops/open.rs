@@ -32,7 +32,7 @@ impl FileSystem {
     async fn open_node(self: &Arc<Self>, ctx: &RequestCtx, ino: u64, flags: i32) -> Result<Opened> {
         let node = self.inodes.node(ino)?;
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
-        self.env.cache().used(self.env.longest_ttl());
+        self.env.cache().note_use(self.env.longest_ttl());
         if writes
             && !self.env.options().read_only
             && let Node::File(file) = &node
@@ -128,7 +128,7 @@ impl FileSystem {
             state.failure = None;
         }
         if writes {
-            state.store_made();
+            state.mark_storable();
         }
         state.opens += 1;
         let fh = self.handles.next_number();

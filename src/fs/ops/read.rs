@@ -85,7 +85,7 @@ fn range(len: usize, offset: u64, size: u32) -> Range<usize> {
 
 impl FileSystem {
     /// READ. Without a handle (`fh` 0) it is the inode that is read. Of a mount that slept the
-    /// vault is asked first, whatever is at hand (`revoke`).
+    /// vault is asked first, whatever is at hand (`propagation::revocation`).
     pub async fn read(
         self: &Arc<Self>,
         ctx: &RequestCtx,
@@ -95,7 +95,7 @@ impl FileSystem {
         size: u32,
     ) -> Result<Slice> {
         if self.env.cache().was_idle() && self.propagator.may_be_taken_away(ino) {
-            self.env.cache().used(self.env.longest_ttl());
+            self.env.cache().note_use(self.env.longest_ttl());
             if self.env.cache().is_key_unverified() {
                 Box::pin(self.env.cache().verify_key(ctx.call().await)).await;
             }
@@ -209,7 +209,7 @@ impl FileSystem {
             }
         };
         let Some(object) = self.version_if_kept(call, &name, &stored).await? else {
-            return match self.becomes_current(file, &stored).await {
+            return match self.open_current_version(file, &stored).await {
                 true => Ok(file.state().pinned.clone()),
                 false => Err(self.version_is_gone(&name)),
             };
@@ -249,7 +249,7 @@ impl FileSystem {
     /// version that it was are gone with the worker that looked it up. After ESTALE the kernel
     /// looks the name up again, but only once: a second death would fail the program's open. False
     /// where that cannot be done.
-    async fn becomes_current(&self, file: &File, was: &Stored) -> bool {
+    async fn open_current_version(&self, file: &File, was: &Stored) -> bool {
         let name = file.state().name.clone();
         let Peek::Value(found) = self.env.cache().peek(&name) else { return false };
         if !self.namespace.is_newest(file)

@@ -27,7 +27,7 @@ use crate::vault::{Call, Error, ErrorKind, ObjectId, ObjectName, attribution};
 impl FileSystem {
     /// OPENDIR.
     pub fn opendir(&self, ctx: &RequestCtx, ino: u64) -> Result<Opened> {
-        self.env.cache().used(self.env.longest_ttl());
+        self.env.cache().note_use(self.env.longest_ttl());
         if let Some(handle) = self.handles.opened_before(ctx) {
             return Ok(handle.opened());
         }
@@ -54,7 +54,7 @@ impl FileSystem {
         fh: u64,
         after: u64,
     ) -> Result<Arc<Listing>> {
-        self.env.cache().used(self.env.longest_ttl());
+        self.env.cache().note_use(self.env.longest_ttl());
         let (dir, known) = self.listing_to_read(ino, fh, after)?;
         match known {
             Some(listing) if listing.is_cut_off() => {

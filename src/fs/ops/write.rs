@@ -1,5 +1,5 @@
-//! Writing and cutting: changes to a file's buffer, nothing else. `commit` brings them to the
-//! vault.
+//! WRITE and SETATTR: changes to a file's buffer and to attributes that are set here. A truncation
+//! of a file that no writer has open is committed here; other changes by the close.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -143,7 +143,7 @@ impl FileSystem {
             return Some(Err(self.too_big(state.name.as_str())));
         }
         state.write_error = None;
-        state.store_made();
+        state.mark_storable();
         let before = state.size();
         if size == before {
             return Some(Ok(()));

@@ -25,7 +25,8 @@ use crate::secret::SecretBytes;
 use crate::vault::save::{Attempt, Conditions, Outcome, Save, Saved, Stored};
 use crate::vault::{Call, Content, Error, ErrorKind, Meta, Object, ObjectName, codec};
 
-/// What made a commit necessary, for the log.
+/// What made a commit necessary. It decides whether the commit may overwrite a newer version and
+/// which times the file gets, and is in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::fs) enum Cause {
     Close,
@@ -33,6 +34,7 @@ pub(in crate::fs) enum Cause {
     Release,
     Truncate,
     Link,
+    Unlink,
     Promote,
     Retry,
     Drain,
@@ -47,7 +49,7 @@ impl Cause {
 
     /// A program waits for it: none has seen the file's times after its close.
     fn is_waited_for(self) -> bool {
-        matches!(self, Cause::Close | Cause::Fsync | Cause::Truncate | Cause::Link)
+        matches!(self, Cause::Close | Cause::Fsync | Cause::Truncate | Cause::Link | Cause::Unlink)
     }
 
     pub(super) fn name(self) -> &'static str {
@@ -57,6 +59,7 @@ impl Cause {
             Cause::Release => "last close",
             Cause::Truncate => "truncate",
             Cause::Link => "link",
+            Cause::Unlink => "unlink",
             Cause::Promote => "end of a provisional file",
             Cause::Retry => "retry of a failed write",
             Cause::Drain => "unmount",
@@ -299,8 +302,7 @@ impl Writeback {
         if let Some(other) = other.filter(gives_way) {
             {
                 let mut state = other.change(tx);
-                self.inodes.keep_bytes(&mut state);
-                state.link = Link::Replaced;
+                self.inodes.mark_replaced(&mut state);
             }
             table.unpoint(&job.name, other.ino);
             table.drop_unheld(other.ino);
@@ -320,11 +322,11 @@ impl Writeback {
     /// Before a file loses its name: if its creation is in doubt, finds out whether there is an
     /// object to delete.
     pub async fn resolve_creation(&self, file: &File, call: &Call) -> Result<()> {
-        let job = Job::of(&file.state(), false, Cause::Link).filter(|job| job.base.is_none());
+        let job = Job::of(&file.state(), false, Cause::Unlink).filter(|job| job.base.is_none());
         let Some((job, sent)) = job.and_then(|job| job.sent.clone().map(|sent| (job, sent))) else {
             return Ok(());
         };
-        let failed = |e| self.env.failed("unlink", job.name.as_str(), &e);
+        let failed = |e| self.env.failed(Cause::Unlink.name(), job.name.as_str(), &e);
         let content = self.content_of(&job).map_err(failed)?;
         let outcome = self.save_of(&job, &content, call).outcome(Some(&sent)).await;
         if let Outcome::Made(saved) = outcome.map_err(failed)? {

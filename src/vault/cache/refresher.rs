@@ -125,8 +125,9 @@ impl Cache {
         self.refresh.lock()
     }
 
-    /// A request was answered, and the kernel may use the answer for `ttl`.
-    pub fn used(&self, ttl: Duration) {
+    /// A request was answered, and the kernel may use the answer for `ttl`: until then the mount is
+    /// in use, and ticks go on.
+    pub fn note_use(&self, ttl: Duration) {
         let until = self.clock.now() + ttl.max(self.config.refresh);
         let mut refresh = self.refresh_state();
         if !refresh.runs {
