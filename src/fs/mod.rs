@@ -4,13 +4,13 @@
 //! Operations return values, never hold a reply, and never block. Those that may wait are futures.
 //! [`FileSystem::run`] polls them once: what is known is answered at once ([`Step::Ready`]); the
 //! rest ([`Step::Pending`]) the adapter runs on the runtime. The request is their first argument
-//! ([`RequestCtx`]). No fuser, no HTTP in here; time comes from a [`Clock`].
+//! ([`RequestCtx`]). No fuser, no HTTP in here; time comes from [`crate::clock`].
 //!
 //! `ops`: a file for each family of operations. `namespace`: interprets names. `inode`: state and
 //! lock order. `handle`: open handles and the close policy. `writeback`: commits. `temporary`:
 //! names while an editor juggles them. `propagation`: remote changes to the kernel. `journal`,
-//! `recovery`: state over a takeover. `report`: status, metrics, audit. `types`: the table of
-//! errors.
+//! `recovery`: state over a takeover. `report`: status, metrics, audit. `types`: what all parts
+//! share, such as errno, options, [`RequestCtx`], [`Kernel`] and [`Step`].
 
 mod assembly;
 mod handle;

@@ -1,6 +1,8 @@
 //! A request of the kernel, as an argument of all that is done for it.
 //!
-//! 1. It has one deadline, which bounds each request to the vault that it causes.
+//! 1. It has one deadline, which bounds each of its requests to the vault. A read or listing that
+//!    several share has the full timeout of its own (`vault::cache::single_flight`): there the
+//!    deadline bounds the wait for the answer.
 //! 2. [`RequestCtx::call`] comes before the first of these. There the request leaves the kernel's
 //!    thread: what is before it never waits, what follows runs on the runtime.
 //! 3. Background work has no `RequestCtx`: it makes its own [`Call`].

@@ -1,5 +1,5 @@
 //! What every part of the file system may use: options, clock, runtime, cache, journal, kernel, and
-//! the log of errors. Built once, before the parts, and only read from then on.
+//! the log of errors. Built once, before the parts; the kernel is attached later.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};

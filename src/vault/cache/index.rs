@@ -197,8 +197,8 @@ impl Index {
         self.generation
     }
 
-    /// Ingests an entry of a listing that was begun at `asked`, if the name is unknown; false if it
-    /// is known.
+    /// Ingests an entry of a listing that was begun at `asked`, if its name is known neither to
+    /// exist nor to be absent; false if it is.
     pub fn enters(&mut self, item: &Summary, asked: Instant) -> bool {
         let Summary { id, name, updated_at, version } = item;
         if self.absent.contains(name) {

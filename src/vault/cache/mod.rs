@@ -1,10 +1,11 @@
-//! A cache in front of the vault, which never sends the same request twice at a time.
+//! A cache in front of the vault.
 //!
 //! 1. **Freshness.** Knowledge carries the moment as of which it is true. It is *fresh* for the
 //!    refresh time; then it is *stale* and requested again; up to `max_stale` it is the fallback
 //!    while the vault is down.
 //! 2. **Single flight.** Reads of one name share a request, searches for one prefix too, and there
-//!    is one listing at a time (`single_flight`, `search`).
+//!    is one listing at a time (`single_flight`, `search`). Requests by id (`value`, `history`,
+//!    `old_value`) are not shared.
 //! 3. **Refusals are answers.** 401, 403 and 404 are never hidden by old values; a revocation drops
 //!    all of them (`revocation`).
 //! 4. **Local changes win** over answers requested earlier (`index`), and over those of a vault

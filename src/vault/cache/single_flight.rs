@@ -158,7 +158,7 @@ impl Cache {
         refused.filter(|(at, e)| believed(*at, e.kind)).map(|(_, e)| e)
     }
 
-    /// The same, but an answer younger than `age` will do.
+    /// [`Cache::fetch`], but an answer younger than `age` will do.
     pub async fn fetch_within(
         self: &Arc<Self>,
         call: &Call,
