@@ -235,7 +235,7 @@ fn a_key_pipe_that_nobody_writes_is_not_waited_for_long() {
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let mut command = place.vaultfs(["ls", "--api-url", "http://127.0.0.1:9", "--api-key-file"]);
     let said = run(command.arg(&pipe)).fails(3);
-    assert!(said.contains("nobody wrote it to its end within 10 s"), "{said}");
+    assert!(said.contains("no process wrote it to its end within 10 s"), "{said}");
     assert_nothing_left(&place.mnt);
 }
 
