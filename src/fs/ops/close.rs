@@ -138,8 +138,11 @@ impl FileSystem {
         let (fs, env) = (self.clone(), self.env.clone());
         env.spawn(async move {
             tokio::time::sleep(RESENT_WITHIN).await;
-            for handle in opens {
-                let Some(file) = fs.handles.expire(&handle) else { continue };
+            // All of them first: a request that is completed acknowledges its open.
+            let expired = opens.iter().filter_map(|open| Some((fs.handles.expire(open)?, open)));
+            let expired: Vec<_> = expired.collect();
+            requests.into_iter().for_each(|request| fs.completed(request));
+            for (file, handle) in expired {
                 if fs.let_go(file, handle.fh) {
                     fs.store_closed(file, &Call::foreground(fs.env.deadline())).await;
                 }
@@ -148,7 +151,6 @@ impl FileSystem {
                     fs.handles.close(handle.fh);
                 }
             }
-            requests.into_iter().for_each(|request| fs.completed(request));
         });
     }
 }

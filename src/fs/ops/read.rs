@@ -290,6 +290,9 @@ impl FileSystem {
             table.unpoint(name, older.ino);
         }
         if !self.namespace.become_version(&tx, file, object) {
+            drop(table);
+            drop(tx);
+            self.namespace.inval_name(name);
             return false;
         }
         let mut state = file.change(&tx);

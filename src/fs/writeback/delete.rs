@@ -110,14 +110,15 @@ impl Writeback {
         is_meant: impl Fn(&DeferredDelete) -> bool,
         call: &Call,
     ) -> Result<bool, Error> {
-        let _alone = self.without_stores(call).await?;
+        let no_delete = self.env.options().no_delete;
+        let _alone = if no_delete { None } else { Some(self.without_stores(call).await?) };
         for _ in 0..2 {
             let hidden = self.inodes.lock().deferred(name).filter(|hidden| is_meant(hidden)).cloned();
             let Some(DeferredDelete { stored, reused, .. }) = hidden else { return Ok(true) };
             if reused {
                 return Ok(false);
             }
-            if self.env.options().no_delete {
+            if no_delete {
                 let why = "moved or unlinked, and not replaced: it stays, because of --no-delete";
                 tracing::warn!(name = name.as_str(), "{why}");
                 self.show_again(name);

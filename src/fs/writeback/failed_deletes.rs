@@ -63,7 +63,7 @@ impl Writeback {
     pub async fn retry_failed_deletes(&self, wanted: impl Fn(&FailedDelete) -> bool, call: &Call) {
         let wanted = self.failed_deletes().into_iter().filter(wanted);
         for name in wanted.filter_map(|one| ObjectName::new(&one.name)) {
-            if self.hide_again(&name) && !matches!(self.delete_deferred(&name, call).await, Ok(true)) {
+            if self.hide_again(&name) && self.delete_deferred(&name, call).await.is_err() {
                 self.show_again(&name);
             }
         }
