@@ -119,7 +119,7 @@ pub struct MountArgs {
     #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "64MiB", value_parser = values::some_size)]
     cache_size: ByteSize,
 
-    /// A name in the vault whose directories exist, for a key that may not list names (repeatable)
+    /// Show the directories of this name, for a key that may not list names (repeatable)
     ///
     /// Such a key finds names without a slash, and names in directories that are known from --name,
     /// from an object that was read, or from a save. Any other name that is no object is EACCES.

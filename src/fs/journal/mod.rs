@@ -100,7 +100,7 @@ pub(super) enum Key {
     DeferredDelete(ObjectName),
     /// A name pinned as a file.
     KindPin(ObjectName),
-    /// A former directory whose place is free.
+    /// A former directory; its place is free.
     Vacated(DirPrefix),
     /// Local attributes of a name.
     Local(ObjectName),
@@ -128,7 +128,7 @@ pub(super) enum Key {
     FailedDelete(ObjectName),
     /// By the vault's clock: all earlier changes are known.
     Covered,
-    /// A name whose inode the kernel does not know yet.
+    /// The kernel does not know the inode of this name yet.
     Repoint(ObjectName),
     /// Waiting commands (`hooks`).
     Commands,

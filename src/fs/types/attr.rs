@@ -1,4 +1,4 @@
-//! What the kernel is told of an inode, and what it may ask to set.
+//! The attributes of an inode that the kernel gets, and those that it may ask to set.
 
 use std::time::{Duration, SystemTime};
 

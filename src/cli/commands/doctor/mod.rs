@@ -33,7 +33,7 @@ pub struct DoctorArgs {
     #[arg(long)]
     json: bool,
 
-    /// Check the machine whose files are below DIR
+    /// Check the machine that has its files below DIR
     #[arg(long, value_name = "DIR", default_value = "/", hide_default_value = true)]
     root: PathBuf,
 

@@ -32,7 +32,7 @@ const SECTIONS: [(&str, &[&str]); 3] = [
             "Characters that a file name cannot hold are escaped: control characters as %00 to %1F, a slash that would be read \
            otherwise as %2F, the first dot of ., .. and reserved names as %2E, a percent sign that would read as \
            one of these as %25, an empty component as %_. A component longer than 255 bytes is split: the first \
-           part becomes a directory whose name ends in %+.",
+           part becomes a directory, and the name of that ends in %+.",
         ],
     ),
     (
