@@ -350,6 +350,16 @@ async fn a_version_that_was_replaced_is_read_again_without_the_history_of_its_ob
     assert_eq!(sh.vault.count(Op::Versions), 0);
 }
 
+fn opening(sh: &Shell, ino: u64) -> tokio::task::JoinHandle<Result<Opened, Errno>> {
+    let step = sh.begin(move |fs, ctx| async move { fs.open(&ctx, ino, READ).await });
+    tokio::spawn(async move {
+        match step {
+            Step::Ready(opened) => opened,
+            Step::Pending(work) => work.await,
+        }
+    })
+}
+
 #[tokio::test(start_paused = true)]
 async fn such_an_open_waits_until_the_kernel_has_forgotten_the_size() {
     let sh = Shell::kv();
@@ -358,19 +368,41 @@ async fn such_an_open_waits_until_the_kernel_has_forgotten_the_size() {
     death(&sh).await;
     sh.put("f", "newer and longer").await;
     sh.kernel.is_slow.store(true, std::sync::atomic::Ordering::Relaxed);
-    let opening = tokio::spawn({
-        let step = sh.begin(|fs, ctx| async move { fs.open(&ctx, ino, READ).await });
-        async move {
-            match step {
-                Step::Ready(opened) => opened,
-                Step::Pending(work) => work.await,
-            }
-        }
-    });
+    let opening = opening(&sh, ino);
     sh.pass(Duration::from_secs(1)).await;
     assert!(!opening.is_finished());
     sh.kernel.forget();
     opening.await.unwrap().unwrap();
+}
+
+/// Nor one that comes meanwhile, or again after another death, before which the kernel may not have
+/// been notified.
+#[tokio::test(start_paused = true)]
+async fn no_other_open_is_answered_before_the_kernel_has_forgotten_the_size() {
+    for dies in [false, true] {
+        let sh = Shell::kv();
+        sh.put("f", "old").await;
+        let ino = sh.stat("f").await.unwrap().ino;
+        death(&sh).await;
+        sh.put("f", "newer and longer").await;
+        sh.kernel.is_slow.store(true, std::sync::atomic::Ordering::Relaxed);
+        let first = opening(&sh, ino);
+        sh.pass(Duration::from_secs(1)).await;
+        if dies {
+            first.abort();
+            sh.rmdir("made").await.unwrap();
+            sh.deaths.store(0, std::sync::atomic::Ordering::Relaxed);
+            death(&sh).await;
+            sh.kernel.inodes.lock().unwrap().clear();
+        }
+        let second = opening(&sh, ino);
+        sh.pass(Duration::from_secs(1)).await;
+        assert!(!second.is_finished(), "{dies}");
+        assert!(sh.kernel.inodes.lock().unwrap().contains(&ino), "{dies}");
+        sh.kernel.forget();
+        second.await.unwrap().unwrap();
+        assert_eq!(sh.fs.getattr(ino).unwrap().0.size, 16);
+    }
 }
 
 #[tokio::test(start_paused = true)]

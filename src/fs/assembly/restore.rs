@@ -167,7 +167,8 @@ fn restore_nodes(fs: &FileSystem, contents: &mut JournalContents) {
                     contents.refused += 1;
                     continue;
                 };
-                let mut file = record.restore(ino, &mut |key| contents.secret.remove(&key));
+                let behind = contents.plain.contains_key(&Key::KernelBehind(ino));
+                let mut file = record.restore(ino, behind, &mut |key| contents.secret.remove(&key));
                 file.journal = journal.clone();
                 Node::File(Arc::new(file))
             }

@@ -139,6 +139,9 @@ pub struct FileState {
     pub stored: Option<Stored>,
     /// A version found by a lookup before its change was propagated: watchers have not seen it yet.
     pub pending_notify: Option<VersionTag>,
+    /// The kernel may have the size and pages of another version: that it was to forget them is not
+    /// known to have arrived. An open waits until it has, also after a takeover.
+    pub kernel_behind: bool,
     /// Its bytes, while it is open and they are known.
     pub pinned: Option<Arc<Object>>,
     /// Its bytes, once its name shows another version, where the kernel reports no opens (`read`).
@@ -395,6 +398,7 @@ impl File {
             origin: None,
             stored,
             pending_notify: None,
+            kernel_behind: false,
             pinned: None,
             retained: None,
             buffer: None,

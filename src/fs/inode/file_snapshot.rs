@@ -37,6 +37,7 @@ pub struct JournalState {
     buffer: u32,
     /// The version of the bytes that are written down, and their chunks.
     pinned: Option<(ObjectId, VersionTag, u32)>,
+    kernel_behind: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,6 +83,13 @@ impl File {
         }
         self.record_buffer(state, tx);
         self.record_pinned(state, tx);
+        if state.kernel_behind != state.journaled.kernel_behind {
+            state.journaled.kernel_behind = state.kernel_behind;
+            match state.kernel_behind {
+                true => tx.record(&Key::KernelBehind(self.ino), &()),
+                false => tx.delete(&Key::KernelBehind(self.ino)),
+            }
+        }
         let record = FileSnapshot::of(self.kind, state);
         let bytes = record.encode();
         let mut hasher = DefaultHasher::new();
@@ -151,8 +159,11 @@ impl File {
             return;
         }
         let mut state = self.change(tx);
-        let JournalState { buffer, pinned, .. } = std::mem::take(&mut state.journaled);
+        let JournalState { buffer, pinned, kernel_behind, .. } = std::mem::take(&mut state.journaled);
         tx.delete(&Key::File(self.ino));
+        if kernel_behind {
+            tx.delete(&Key::KernelBehind(self.ino));
+        }
         (0..buffer).for_each(|chunk| tx.delete(&Key::Buffer(self.ino, chunk)));
         let pinned = pinned.map_or(0, |(_, _, chunks)| chunks);
         (0..pinned).for_each(|chunk| tx.delete(&Key::Pinned(self.ino, chunk)));
@@ -188,6 +199,7 @@ impl FileSnapshot {
             origin,
             stored,
             pending_notify,
+            kernel_behind: _,
             pinned: _,
             retained: _,
             buffer,
@@ -266,8 +278,13 @@ impl FileSnapshot {
     }
 
     /// The file again; it is not open yet. `chunk` gives the chunks that were written down.
-    pub(in crate::fs) fn restore(self, ino: u64, chunk: &mut dyn FnMut(Key) -> Option<SecretBytes>) -> File {
-        let mut journaled = JournalState { registered: true, ..JournalState::default() };
+    pub(in crate::fs) fn restore(
+        self,
+        ino: u64,
+        kernel_behind: bool,
+        chunk: &mut dyn FnMut(Key) -> Option<SecretBytes>,
+    ) -> File {
+        let mut journaled = JournalState { registered: true, kernel_behind, ..JournalState::default() };
         let buffer = self.buffer.map(|record| {
             journaled.buffer = chunks(record.len);
             let mut bytes = join(journaled.buffer, |at| chunk(Key::Buffer(ino, at)));
@@ -296,6 +313,7 @@ impl FileSnapshot {
             origin: self.origin,
             stored: self.stored,
             pending_notify: self.pending_notify,
+            kernel_behind,
             pinned,
             retained: None,
             buffer,

@@ -134,6 +134,8 @@ pub(super) enum Key {
     Commands,
     /// What is known of a vault that lags.
     Lag,
+    /// The kernel may have the size and pages of another version of this inode.
+    KernelBehind(u64),
 }
 
 impl Key {

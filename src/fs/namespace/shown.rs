@@ -85,6 +85,7 @@ impl Namespace {
             state.stored = Some(Stored::of(object));
             state.pinned = (state.opens > 0).then(|| object.clone());
             state.buffer = None;
+            state.kernel_behind = true;
         }
         self.env.inval_inode(file.ino);
         true

@@ -147,12 +147,14 @@ impl FileSystem {
         file: &Arc<File>,
         writes: bool,
     ) -> Result<Opened> {
-        if let Some(opened) = self.open_now(ctx, file, writes) {
+        let behind = file.state().kernel_behind;
+        if !behind && let Some(opened) = self.open_now(ctx, file, writes) {
             return Ok(opened);
         }
         let call = ctx.call().await;
         let _in_use = file.in_use();
         Box::pin(self.load(call, file)).await?;
+        Box::pin(self.let_kernel_forget(file)).await;
         self.open_now(ctx, file, writes).ok_or(Errno::EIO)
     }
 }

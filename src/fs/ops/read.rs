@@ -257,14 +257,34 @@ impl FileSystem {
         {
             return false;
         }
-        // Before the first read: the kernel has the size of the other version.
-        let (forgot, forgotten) = tokio::sync::oneshot::channel();
-        if let Some(kernel) = self.env.kernel() {
-            kernel.after_notices(Box::new(move || forgot.send(()).unwrap_or_default()));
-            // An error: there is no kernel any more.
-            let _ = forgotten.await;
-        }
+        self.let_kernel_forget(file).await;
         true
+    }
+
+    /// Returns when the kernel has no size and no page of another version than the file is: what it
+    /// reads would be cut, or padded.
+    pub(in crate::fs) async fn let_kernel_forget(&self, file: &File) {
+        loop {
+            let version = {
+                let state = file.state();
+                if !state.kernel_behind {
+                    return;
+                }
+                state.stored.as_ref().map(|stored| stored.version.clone())
+            };
+            let (forgot, forgotten) = tokio::sync::oneshot::channel();
+            if let Some(kernel) = self.env.kernel() {
+                kernel.inval_inode(file.ino);
+                kernel.after_notices(Box::new(move || forgot.send(()).unwrap_or_default()));
+                // An error: there is no kernel any more.
+                let _ = forgotten.await;
+            }
+            let mut state = file.change_alone();
+            // It may have become another version meanwhile.
+            if state.stored.as_ref().map(|stored| &stored.version) == version.as_ref() {
+                state.kernel_behind = false;
+            }
+        }
     }
 
     fn become_version_unopened(&self, file: &File, object: &Arc<Object>) -> bool {
