@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use super::value::{self, Save};
-use super::work::{FULL, Role};
+use super::work::{FULL, LONGEST_APPENDED, Role};
 
 /// What one program of the load wrote down.
 #[derive(Debug, Default)]
@@ -120,11 +120,9 @@ impl Name<'_> {
                     index,
                 ));
             }
-            // Who begins anew may fail, and add to that before it is stored. Where saves fail for a
-            // while, the lines of some that are not stored fill the file, too: a dozen at the most,
-            // and no file that is far from full begins anew.
-            let was_full = index > 0 && self.versions[index - 1].len() as u64 > FULL * 3 / 4;
-            if saves.len() > 1 && !was_full && !saves.starts_with(&before) {
+            // Who begins anew may fail, and add to that before it is stored.
+            let is_anew = || saves.len() == 1 || (index > 0 && self.was_full(index - 1, &before, last));
+            if !saves.starts_with(&before) && !is_anew() {
                 wrong.push(self.told("an append adds", "lines of the version before are missing", index));
             }
             at.entry(last).or_insert(index);
@@ -139,6 +137,24 @@ impl Name<'_> {
             all.extend(log.acknowledged.iter().map(|told| (*told, *role)));
         }
         all
+    }
+
+    /// Whether the file began anew between two versions: that one, and what failed to be stored
+    /// since, filled it.
+    fn was_full(&self, index: usize, before: &[Save], next: Save) -> bool {
+        let begun = before.last().and_then(|save| self.time_of(*save)).map_or(0, |told| told.start);
+        let ended = self.time_of(next).map_or(u64::MAX, |told| told.end);
+        let appends = self.logs.iter().filter(|(_, role, _)| role.kind == "append");
+        let failed = appends.flat_map(|(_, _, log)| &log.failed).map(|(told, _)| told);
+        let since = failed.filter(|told| told.end >= begun && told.start <= ended);
+        let unsaved: usize = since.map(|told| value::line(told.save, LONGEST_APPENDED).len()).sum();
+        (self.versions[index].len() + unsaved) as u64 > FULL
+    }
+
+    fn time_of(&self, save: Save) -> Option<&Told> {
+        let (_, _, log) = self.logs.iter().find(|(writer, _, _)| *writer == save.writer)?;
+        let failed = log.failed.iter().map(|(told, _)| told);
+        log.acknowledged.iter().chain(failed).find(|told| told.save == save)
     }
 
     fn acknowledged_are_there(&self, at: &HashMap<Save, usize>, wrong: &mut Vec<Violation>) {
@@ -332,5 +348,19 @@ mod tests {
         assert_eq!(judge(&[line(0), line(0) + &line(1), line(0) + &line(2)]), 1);
         assert_eq!(judge(&[line(0), String::new()]), 1);
         assert_eq!(judge(&[line(0)[1..].to_owned()]), 1);
+    }
+
+    #[test]
+    fn a_file_that_failed_lines_have_filled_may_begin_anew_and_no_other() {
+        let role = Role { kind: "append", name: "f", by: "object" };
+        let line = |n| value::line(save(n), LONGEST_APPENDED);
+        let told = |n: u32| Told { save: save(n), start: u64::from(n), end: u64::from(n) };
+        for (failed, wrong) in [(10, 1), (100, 0)] {
+            let failed = (1..=failed).map(|n| (told(n), String::new())).collect();
+            let log = Log { acknowledged: vec![told(0), told(201)], failed, ..Log::default() };
+            let versions = [line(0), line(200) + &line(201)].map(String::into_bytes).to_vec();
+            let name = Name { name: "f", versions, logs: vec![(0, &role, &log)] };
+            assert_eq!(name.violations().len(), wrong);
+        }
     }
 }

@@ -29,7 +29,7 @@ pub struct Role {
 const ROLE: &str = "VAULTFS_HISTORY_ROLE";
 /// The longest filling of a line, and when a file that is appended to begins anew.
 const LONGEST: u32 = 700;
-const LONGEST_APPENDED: u32 = 40;
+pub const LONGEST_APPENDED: u32 = 40;
 pub const FULL: u64 = 4096;
 
 /// Starts the program number `writer`; it ends when its standard input does.
