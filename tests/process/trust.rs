@@ -361,17 +361,18 @@ fn namespaces_of_others_are_not_entered() {
     assert!(ran.fails(32).contains("another user namespace"));
 }
 
-/// Runs a script in a mount namespace where neither /run nor /tmp can be written.
+/// Runs a script in a mount namespace where neither /run nor /tmp can be written. The project may be
+/// below /tmp: the program is bound into the place first.
 fn read_only(place: &Place, script: &str) -> Ran {
     let mut command = Command::new("unshare");
     place.isolate(&mut command);
     let whole = format!(
-        "set -e; mount -t tmpfs -o ro none /run; mount -t tmpfs -o ro none /tmp; \
-         V={}; E={}; M={}; D={}; {script}",
-        common::VAULTFS,
+        "set -e; E={}; M={}; D={}; V=$D/vaultfs; touch $V; mount --bind {} $V; \
+         mount -t tmpfs -o ro none /run; mount -t tmpfs -o ro none /tmp; {script}",
         place.embedded(),
         place.mnt.display(),
-        place.dir.path().display()
+        place.dir.path().display(),
+        common::VAULTFS
     );
     run(command.args(["--mount", "sh", "-c", &whole]))
 }
