@@ -361,8 +361,8 @@ fn namespaces_of_others_are_not_entered() {
     assert!(ran.fails(32).contains("another user namespace"));
 }
 
-/// Runs a script in a mount namespace where neither /run nor /tmp can be written. The project may be
-/// below /tmp: the program is bound into the place first.
+/// Runs a script in a mount namespace where neither /run nor /tmp can be written. The project may
+/// be below /tmp: the program is bound into the place first.
 fn read_only(place: &Place, script: &str) -> Ran {
     let mut command = Command::new("unshare");
     place.isolate(&mut command);
