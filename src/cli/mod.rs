@@ -10,10 +10,14 @@ pub mod log;
 mod output;
 pub mod progress;
 pub mod service;
+mod terminal;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::cli::args::mount_options;
 
 /// Mount a secrets vault as a directory
 ///
@@ -48,6 +52,7 @@ fn examples() -> String {
 #[derive(Debug, Subcommand)]
 enum Command {
     Mount(Box<crate::cli::commands::mount::MountArgs>),
+    #[command(visible_alias = "umount")]
     Unmount(crate::cli::commands::unmount::UnmountArgs),
     Status(crate::cli::commands::status::StatusArgs),
     Pending(crate::cli::commands::pending::PendingArgs),
@@ -56,6 +61,8 @@ enum Command {
     Serve(crate::cli::commands::serve::ServeArgs),
     VolumePlugin(crate::cli::commands::volume_plugin::VolumePluginArgs),
     Key(crate::cli::commands::key::KeyArgs),
+    #[command(alias = "completions")]
+    Completion(crate::cli::commands::completion::CompletionArgs),
     #[command(hide = true)]
     Generate(crate::cli::commands::generate::GenerateArgs),
     #[command(flatten)]
@@ -83,18 +90,24 @@ pub fn main() -> ExitCode {
     if internal {
         return end(crate::cli::commands::daemon::run(Internal::parse().command));
     }
-    let cli = match Cli::try_parse_from(crate::cli::args::mount_options::expand_options(std::env::args_os()))
-    {
+    let args = command_line(std::env::args_os());
+    if mount_options::asks_for_help(&args) {
+        return end(output::data(&(mount_options::help() + "\n"))
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(Into::into));
+    }
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(e) => return help(&crate::cli::args::parse::without_values(e)),
+        Err(e) => return help(&crate::cli::args::parse::explained(e, &args)),
     };
     let result = match cli.command {
         Command::Mount(args) => crate::cli::commands::mount::run(*args),
-        Command::Unmount(args) => crate::cli::commands::unmount::run(args),
+        Command::Unmount(args) => crate::cli::commands::unmount::run_and_say(args),
         Command::Status(args) => crate::cli::commands::status::run(args),
         Command::Pending(args) => crate::cli::commands::pending::run(args),
         Command::Upgrade(args) => crate::cli::commands::upgrade::run(args),
         Command::Doctor(args) => crate::cli::commands::doctor::run(args),
+        Command::Completion(args) => crate::cli::commands::completion::run(args),
         Command::Generate(args) => crate::cli::commands::generate::run(args),
         Command::Serve(args) => crate::cli::commands::serve::run(args),
         Command::VolumePlugin(args) => crate::cli::commands::volume_plugin::run(args),
@@ -102,6 +115,15 @@ pub fn main() -> ExitCode {
         Command::Objects(command) => crate::cli::commands::objects::run(command),
     };
     end(result)
+}
+
+/// The command line as it is parsed: -o lists as long options, and `vaultfs version` as an option.
+fn command_line(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut args = mount_options::expand_options(args);
+    if matches!(args.as_slice(), [_, only] if only == "version") {
+        args[1] = "--version".into();
+    }
+    args
 }
 
 /// What was asked for instead of a command, or what is wrong with the command line.

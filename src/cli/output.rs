@@ -51,7 +51,29 @@ impl Output {
 #[derive(Debug, Default)]
 pub struct Lines(String);
 
+/// Colours of marks, as terminals know them.
+pub const PLAIN: &str = "";
+/// All is well.
+pub const GREEN: &str = "\x1b[32m";
+/// It should be mended.
+pub const YELLOW: &str = "\x1b[33m";
+/// It does not work.
+pub const RED: &str = "\x1b[1;31m";
+
+/// Whether standard output is a terminal that shows colours, and none forbids them (NO_COLOR).
+fn has_colours() -> bool {
+    anstream::AutoStream::choice(&stdio::stdout()) != anstream::ColorChoice::Never
+}
+
 impl Lines {
+    /// A line with a mark before it, which is coloured where a person sees it.
+    pub fn marked(&mut self, colour: &str, mark: impl Display, line: impl Display) {
+        match colour.is_empty() || !has_colours() {
+            true => self.line(format_args!("{mark} {line}")),
+            false => self.0 += &format!("{colour}{}\x1b[0m {}\n", display::line(mark), display::line(line)),
+        }
+    }
+
     /// One more, whatever is in it.
     pub fn line(&mut self, line: impl Display) {
         self.0 += &format!("{}\n", display::line(line));

@@ -13,6 +13,7 @@
 //! again. The module may not log: it runs before there is a log.
 
 use std::ffi::{CStr, CString};
+use std::sync::OnceLock;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
@@ -24,6 +25,9 @@ use crate::secret::SecretString;
 /// Environment variables that hold secrets.
 const SECRET_VARIABLES: [&str; 1] = ["WORKOS_API_KEY"];
 
+/// What the caller's umask was.
+static INHERITED_UMASK: OnceLock<Mode> = OnceLock::new();
+
 /// The secrets taken out of the environment, until they are requested.
 static TAKEN: Mutex<Vec<(&'static str, SecretString)>> = Mutex::new(Vec::new());
 
@@ -34,12 +38,17 @@ static TAKEN: Mutex<Vec<(&'static str, SecretString)>> = Mutex::new(Vec::new());
 pub fn process() {
     let _ = nix::sys::prctl::set_dumpable(false);
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-    umask(Mode::from_bits_truncate(0o077));
+    INHERITED_UMASK.get_or_init(|| umask(Mode::from_bits_truncate(0o077)));
     for name in SECRET_VARIABLES {
         if let Some(value) = scrub(name) {
             TAKEN.lock().push((name, value));
         }
     }
+}
+
+/// The mode of a new file that holds no secret, under the caller's umask.
+pub fn public_mode() -> u32 {
+    0o644 & !INHERITED_UMASK.get().map_or(0o077, |mask| mask.bits())
 }
 
 /// The secret that came in the environment variable `name`, once: the second call finds nothing.

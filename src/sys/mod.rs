@@ -17,5 +17,6 @@ pub mod process;
 pub mod program;
 pub mod random;
 pub mod stdio;
+pub mod terminal;
 pub mod trust;
 pub mod unmount;

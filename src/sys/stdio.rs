@@ -32,6 +32,11 @@ pub fn line(text: impl Display) {
     write(&format!("{}\n", display::line(text)));
 }
 
+/// Asks on standard error; the answer follows on the same line.
+pub fn ask(question: impl Display) {
+    write(&format!("vaultfs: {} ", display::line(question)));
+}
+
 /// Replaces the last line of a terminal; empty text clears it.
 pub fn replace_line(text: impl Display) {
     write(&format!("\r\x1b[K{}", display::line(text)));

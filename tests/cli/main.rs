@@ -5,4 +5,6 @@ mod keys;
 mod objects;
 #[path = "../support/mod.rs"]
 mod support;
+mod terminals;
 mod texts;
+mod tips;

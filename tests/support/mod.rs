@@ -10,6 +10,7 @@ pub mod hostile_names;
 pub mod mount_table;
 pub mod plugin;
 pub mod proxy;
+pub mod pty;
 pub mod vault_server;
 
 /// Ends a test that an ordinary user cannot make, and says why.

@@ -2,6 +2,7 @@
 
 pub mod connect;
 pub mod format;
+pub mod hints;
 pub mod mount_options;
 pub mod parse;
 pub mod values;

@@ -9,6 +9,7 @@
 
 use std::ffi::OsString;
 
+use crate::cli::args::hints;
 use crate::sys::stdio;
 use clap::CommandFactory;
 
@@ -112,7 +113,7 @@ fn expand_option(option: &str, out: &mut Vec<OsString>) {
     }
     match name {
         // The last word counts, and mount(8) adds one of the two.
-        "rw" => return out.retain(|arg| arg != "--read-only"),
+        "rw" => return out.retain(|arg| arg != "--read-only" && arg != "--ro"),
         "atime" | "strictatime" | "relatime" => return out.retain(|arg| arg != "--noatime"),
         "symfollow" => return out.retain(|arg| arg != "--nosymfollow"),
         "suid" | "dev" => {
@@ -135,6 +136,21 @@ fn expand_option(option: &str, out: &mut Vec<OsString>) {
     }
 }
 
+/// `-o help`.
+pub const HELP: &str = "help";
+
+/// What `-o help` prints.
+pub fn help() -> String {
+    format!("-o takes {}, and what mount(8) takes: ro, rw, noexec, noatime, user, nofail …", listed())
+}
+
+/// Whether a rewritten command line of `vaultfs mount` asks for [`help`], whatever else is missing
+/// in it.
+pub fn asks_for_help(args: &[OsString]) -> bool {
+    args.get(1).is_some_and(|command| command == "mount")
+        && args.windows(2).take_while(|pair| pair[0] != "--").any(|pair| pair[0] == "-o" && pair[1] == HELP)
+}
+
 /// Why an option that was left over is refused.
 pub fn refusal(option: &str) -> String {
     let name = option.split_once('=').map_or(option, |(name, _)| name);
@@ -145,9 +161,7 @@ pub fn refusal(option: &str) -> String {
         "bind" | "rbind" | "move" => {
             format!("-o {name}: that is done by mount(8) itself: mount --{name} OLD NEW")
         }
-        "help" => {
-            format!("-o takes {}, and what mount(8) takes: ro, rw, noexec, noatime, user, nofail …", listed())
-        }
+        HELP => help(),
         name if KEYS.contains(&name.to_ascii_lowercase().as_str()) || name.starts_with(KEY) => format!(
             "-o {}: there is no such option: a key on a command line or in /etc/fstab can be read by everybody. Put it \
              into a file that only you can read, give -o api_key_file=FILE, and make a new key in place of this one",
@@ -155,7 +169,7 @@ pub fn refusal(option: &str) -> String {
         ),
         _ => {
             let option = shown(option);
-            match nearest(name, known()) {
+            match hints::nearest(name, known()) {
                 Some(near) => format!("-o {option}: there is no such option; did you mean {near}?"),
                 None => format!("-o {option}: there is no such option; `vaultfs mount --help` lists them"),
             }
@@ -190,7 +204,7 @@ fn listed() -> String {
 }
 
 /// All that `-o` takes.
-fn known() -> impl Iterator<Item = String> {
+pub fn known() -> impl Iterator<Item = String> {
     let command = crate::cli::Cli::command();
     let mount = command.find_subcommand("mount").into_iter();
     let ours = mount.flat_map(clap::Command::get_arguments).filter_map(|a| a.get_long());
@@ -198,30 +212,6 @@ fn known() -> impl Iterator<Item = String> {
     ours.into_iter()
         .chain(WITHOUT_EFFECT.map(str::to_owned))
         .chain(["ro", "rw", "atime", "relatime"].map(str::to_owned))
-}
-
-/// The option that was probably meant: as clap would suggest, among these.
-pub fn nearest(name: &str, options: impl Iterator<Item = String>) -> Option<String> {
-    options
-        .map(|word| (distance(name, &word), word))
-        .filter(|(distance, word)| *distance <= word.len().max(name.len()) / 3)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, word)| word)
-}
-
-/// How many letters have to be changed, added or left out.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, to) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -296,6 +286,5 @@ mod tests {
             help.contains("allow_other, ") && help.contains("refresh=TIME") && !help.contains("nonempty"),
             "{help}"
         );
-        assert_eq!(distance("kitten", "sitting"), 3);
     }
 }

@@ -5,40 +5,103 @@
 //! already. But the parser's message may also go to a journal or a build's log, where it must not
 //! be.
 
+use std::ffi::OsString;
+
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, CommandFactory};
 
+use crate::cli::Cli;
+use crate::cli::args::hints;
 use crate::display;
 
 /// In place of what was given.
 const KEPT_BACK: &str = "…";
 
-/// The same error, with names of options in it and no values that no option takes.
-pub fn without_values(mut e: clap::Error) -> clap::Error {
+/// The parser's error about this command line, with our tips, and without values that no option
+/// takes.
+pub fn explained(mut e: clap::Error, args: &[OsString]) -> clap::Error {
+    let root = Cli::command();
+    let (command, rest) = named(&root, args);
     let text = |e: &clap::Error, kind| match e.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.clone()),
-        _ => None,
+        Some(ContextValue::String(text)) => text.clone(),
+        _ => String::new(),
     };
-    let kept_back = || ContextValue::String(KEPT_BACK.to_owned());
+    let argument = text(&e, ContextKind::InvalidArg);
+    let hide = |e: &mut clap::Error, kind| _ = e.insert(kind, ContextValue::String(KEPT_BACK.to_owned()));
+    let mut tip = None;
     match e.kind() {
-        ErrorKind::UnknownArgument
-            if !text(&e, ContextKind::InvalidArg).is_some_and(|a| a.starts_with('-')) =>
-        {
-            e.insert(ContextKind::InvalidArg, kept_back());
-            let usage = e.get(ContextKind::Usage).map(ToString::to_string).unwrap_or_default();
-            let tip = if usage.contains(" put ") {
-                "a value is read from standard input: printf %s \"$VALUE\" | vaultfs put NAME"
-            } else {
-                "it is not repeated here, because it could be a secret"
+        ErrorKind::InvalidSubcommand => {
+            let typed = text(&e, ContextKind::InvalidSubcommand);
+            tip = hints::command(command, &typed).map(|ours| format!("did you mean '{ours}'?"));
+            if !is_word(&typed) {
+                hide(&mut e, ContextKind::InvalidSubcommand);
+            }
+        }
+        ErrorKind::UnknownArgument if argument.starts_with('-') => {
+            let typed = argument.trim_start_matches('-');
+            // A short one is too short to be like another.
+            let long = argument.starts_with("--").then(|| hints::option(command, typed));
+            tip = long.flatten().map(|ours| format!("did you mean {ours}?"));
+            if !is_word(typed) {
+                hide(&mut e, ContextKind::InvalidArg);
+            }
+        }
+        ErrorKind::UnknownArgument => {
+            hide(&mut e, ContextKind::InvalidArg);
+            tip = Some(match command.get_name() {
+                "put" => {
+                    "a value is read from standard input: printf %s \"$VALUE\" | vaultfs put NAME".to_owned()
+                }
+                _ => format!(
+                    "{}; the rest is not repeated here, because it could be a secret",
+                    hints::surplus(command, &rest)
+                ),
+            });
+        }
+        ErrorKind::InvalidValue => {
+            let values = match e.get(ContextKind::ValidValue) {
+                Some(ContextValue::Strings(values)) => values.clone(),
+                _ => Vec::new(),
             };
-            e.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip)]));
+            let near = hints::nearest(&text(&e, ContextKind::InvalidValue), values.into_iter());
+            tip = near.map(|value| format!("did you mean '{value}'?"));
         }
-        ErrorKind::TooManyValues => {
-            e.insert(ContextKind::InvalidValue, kept_back());
-        }
+        ErrorKind::TooManyValues => hide(&mut e, ContextKind::InvalidValue),
+        ErrorKind::ValueValidation if !argument.starts_with('-') => hide(&mut e, ContextKind::InvalidValue),
         _ => {}
     }
+    // The parser's own are ours at most, and may name what is hidden.
+    for kind in [
+        ContextKind::SuggestedSubcommand,
+        ContextKind::SuggestedArg,
+        ContextKind::SuggestedValue,
+        ContextKind::Suggested,
+    ] {
+        e.remove(kind);
+    }
+    if let Some(tip) = tip {
+        e.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip)]));
+    }
     escaped(e)
+}
+
+/// The command that the first words of a command line name, and the words after them.
+fn named<'a, 'b>(root: &'a Command, args: &'b [OsString]) -> (&'a Command, Vec<&'b str>) {
+    let mut words = args.iter().skip(1).map(|arg| arg.to_str().unwrap_or_default()).peekable();
+    let mut command = root;
+    while let Some(sub) = words.peek().and_then(|word| command.find_subcommand(word)) {
+        command = sub;
+        words.next();
+    }
+    (command, words.collect())
+}
+
+/// Whether it looks like the name of a command or an option, and not like a secret.
+fn is_word(text: &str) -> bool {
+    text.len() <= 24
+        && !text.starts_with("sk_")
+        && text.chars().all(|c| c.is_ascii_alphabetic() || matches!(c, '-' | '_'))
 }
 
 /// The same error with what was given shown as other text that is not ours is: the parser would
@@ -49,10 +112,6 @@ fn escaped(mut e: clap::Error) -> clap::Error {
         _ => None,
     });
     let hostile: Vec<_> = given.filter(|(_, text, shown)| text != shown).collect();
-    if !hostile.is_empty() {
-        // It would repeat it, too.
-        e.remove(ContextKind::Suggested);
-    }
     for (kind, _, shown) in hostile {
         e.insert(kind, ContextValue::String(shown));
     }
@@ -62,12 +121,11 @@ fn escaped(mut e: clap::Error) -> clap::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Cli;
     use clap::Parser;
 
     fn said(args: &[&str]) -> String {
-        let all = ["vaultfs"].iter().chain(args);
-        without_values(Cli::try_parse_from(all).expect_err("not understood")).to_string()
+        let all: Vec<OsString> = ["vaultfs"].iter().chain(args).map(OsString::from).collect();
+        explained(Cli::try_parse_from(&all).expect_err("not understood"), &all).to_string()
     }
 
     #[test]
@@ -81,10 +139,21 @@ mod tests {
             &["mount", "/m", "--read-only=SECRET"],
             &["mount", "/m", "--api-key=SECRET"],
             &["key", "create", "SECRET"],
+            &["mount", "--embedded", "SECRET", "/m"],
+            &["mount", "/m", "--sk_SECRET"],
+            &["sk_SECRET"],
+            &["SECRET123"],
+            &["get", "--SECRET1", "NAME"],
         ] {
             let said = said(args);
             assert!(!said.contains("SECRET") && said.contains("Usage:"), "{said}");
         }
+    }
+
+    #[test]
+    fn a_word_in_the_wrong_place_is_not_repeated() {
+        let said = said(&["restore", "NAME", "SECRET"]);
+        assert!(!said.contains("SECRET") && said.contains("give a version number"), "{said}");
     }
 
     #[test]
@@ -108,10 +177,69 @@ mod tests {
     #[test]
     fn what_helps_is_said_all_the_same() {
         assert!(said(&["put", "NAME", "SECRET"]).contains("read from standard input"));
-        assert!(said(&["get", "NAME", "SECRET"]).contains("could be a secret"));
-        assert!(said(&["status", "--jsn"]).contains("--json"));
-        assert!(said(&["mount", "/m", "--api-key=SECRET"]).contains("--api-key-file"));
+        assert!(said(&["get", "NAME", "SECRET"]).contains("get takes one NAME"));
         assert!(said(&["mount", "/m", "--refresh=5"]).contains("'5'"), "a value that an option takes");
-        assert!(said(&["mout"]).contains("'mount'"));
+        assert!(said(&["put", "a", "--format", "jsn"]).contains("'json'?"));
+    }
+
+    /// What is meant is said, and what is not near to anything gets no tip.
+    #[test]
+    fn each_misspelling_gets_the_right_tip_or_none() {
+        const NONE: &str = "";
+        for (typed, tip) in [
+            ("mout", "'mount'"),
+            ("mont", "'mount'"),
+            ("stauts", "'status'"),
+            ("unmout", "'unmount'"),
+            ("delte", "'delete'"),
+            ("hisotry", "'history'"),
+            ("remove", "'rm'"),
+            ("show", "'get'"),
+            ("completoin", "'completion'"),
+            ("login", NONE),
+            ("stop", NONE),
+            ("search", NONE),
+            ("edit", NONE),
+            ("generat", NONE),
+            ("keeper", NONE),
+            ("worker", NONE),
+            ("remount", NONE),
+            ("mv", NONE),
+            ("cp", NONE),
+            ("tree", NONE),
+            ("mount --key-file f /m", "--api-key-file FILE"),
+            ("mount --key k /m", "--api-key-file FILE"),
+            ("mount --api-key=k /m", "--api-key-file FILE"),
+            ("mount --API_KEY=k /m", "--api-key-file FILE"),
+            ("mount --token k /m", "--api-key-file FILE"),
+            ("get --token k a", "--api-key-file FILE"),
+            ("mount --url u /m", "--api-url URL"),
+            ("mount --debug /m", "-v"),
+            ("mount --force /m", NONE),
+            ("mount --profile p /m", NONE),
+            ("mount --foregroud /m", "--foreground"),
+            ("mount --read-onyl /m", "--read-only"),
+            ("mount --nonempt /m", NONE),
+            ("status --jsn", "--json"),
+            ("rm --yes a", "--force"),
+            ("serve --port 1", "--listen ADDR"),
+            ("get --revision 3 a", "--version N"),
+            ("mount -x /m", NONE),
+            ("key creat", "'create'"),
+            ("mount --embedded d /m", "--embedded=DIR"),
+            ("mount /m --embedded d", "--embedded=DIR"),
+            ("mount /m --wait 60s", "--wait=TIME"),
+            ("get a --embedded d", "--embedded=DIR"),
+            ("restore a 1 2", "NAME and N"),
+            ("get a 3", "takes one NAME"),
+            ("unmount a b", "takes one MOUNTPOINT"),
+            ("doctor a", "takes no argument"),
+        ] {
+            let said = said(&typed.split(' ').collect::<Vec<_>>());
+            match tip {
+                NONE => assert!(!said.contains("tip:"), "{typed}: {said}"),
+                tip => assert!(said.contains("tip:") && said.contains(tip), "{typed}: {said}"),
+            }
+        }
     }
 }

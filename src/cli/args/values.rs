@@ -70,6 +70,11 @@ pub fn name(text: &str) -> Result<String, String> {
     ObjectName::new(text).map(|_| text.to_owned()).ok_or_else(|| "a name has 1 to 1024 bytes".into())
 }
 
+/// The number of a version.
+pub fn version(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "give a version number, like 3 (`vaultfs log NAME` lists them)".into())
+}
+
 /// A time that is not nothing.
 pub fn some_time(text: &str) -> Result<Duration, String> {
     match time(text)? {

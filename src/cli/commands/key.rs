@@ -21,9 +21,9 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::cli::args::connect::{ConnectArgs, connect_keys};
-use crate::cli::commands::objects::read_stdin;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::Output;
+use crate::cli::terminal::read_value;
 use crate::clock::SystemClock;
 use crate::display::Shown;
 use crate::secret::{SecretBytes, SecretString};
@@ -214,7 +214,7 @@ impl KeySession {
     /// Standard input as text: something that was encrypted, which is longer than what it stands
     /// for.
     fn encrypted_input(&self) -> Result<String, Failure> {
-        let bytes = read_stdin(self.max_size.saturating_mul(8).saturating_add(MAX_KEY_FILE))?;
+        let bytes = read_value(self.max_size.saturating_mul(8).saturating_add(MAX_KEY_FILE))?;
         let text = std::str::from_utf8(bytes.expose()).map(|text| text.trim().to_owned());
         text.map_err(|_| usage("standard input is not text, and nothing that was encrypted here"))
     }
@@ -257,7 +257,7 @@ async fn encrypt(args: EncryptArgs) -> Result<ExitCode, Failure> {
     KeySession::with(&args.connect, async |session| {
         session.refuse_aad(args.aad.as_deref())?;
         let context = session.context(&args.context)?;
-        let plain = read_stdin(session.max_size)?;
+        let plain = read_value(session.max_size)?;
         let text = match session.keys.dialect() {
             Dialect::Kv => seal(session, file, &context, args.aad.as_deref(), &plain).await?,
             Dialect::Object => encrypt_there(session, file, &plain).await?,

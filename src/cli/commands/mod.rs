@@ -1,5 +1,6 @@
 //! One file a command.
 
+pub mod completion;
 pub mod daemon;
 pub mod doctor;
 pub mod generate;

@@ -21,7 +21,7 @@ use crate::cli::commands::mount::start::{start_keeper, stat_from_outside};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::log;
 use crate::cli::log::LogConfig;
-use crate::cli::{assembly, service};
+use crate::cli::{assembly, service, terminal};
 use crate::daemon::protocol::{MountConfig, Outcome};
 use crate::daemon::runtime_dir;
 use crate::display::Shown;
@@ -57,7 +57,7 @@ pub struct MountArgs {
     mountpoint: PathBuf,
 
     /// Refuse every change
-    #[arg(help_heading = "What may be done", long)]
+    #[arg(help_heading = "What may be done", long, alias = "ro")]
     read_only: bool,
 
     /// Refuse to delete; overwriting works
@@ -179,6 +179,10 @@ pub struct MountArgs {
     /// Stay in the foreground, log on standard error, end with the mount
     #[arg(help_heading = "The process", short, long)]
     foreground: bool,
+
+    /// It does so anyway
+    #[arg(long, hide = true, conflicts_with = "foreground", aliases = ["background", "daemonize"])]
+    daemon: bool,
 
     /// Mount over files
     #[arg(long, hide = true)]
@@ -305,6 +309,10 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
         }
     }
     if !args.foreground {
+        // mount(8) says nothing.
+        if args.fsname.is_none() {
+            terminal::done(format_args!("mounted {}", config.mountpoint.shown()));
+        }
         return Ok(ExitCode::SUCCESS);
     }
     service::stay(child, &config.mountpoint)

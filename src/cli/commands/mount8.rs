@@ -152,7 +152,7 @@ pub fn called_as(name: Option<&OsStr>) -> Option<ExitCode> {
 }
 
 fn misunderstood(e: clap::Error) -> ExitCode {
-    let e = parse::without_values(e);
+    let e = parse::explained(e, &std::env::args_os().collect::<Vec<_>>());
     let _ = e.print();
     ExitCode::from(if e.use_stderr() { USAGE } else { 0 })
 }
@@ -169,11 +169,11 @@ fn end(name: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
 fn mount_as_asked(helper: MountHelper) -> anyhow::Result<ExitCode> {
     enter(helper.namespace.as_deref())?;
     let args = arguments(&helper, nix::unistd::geteuid().is_root());
-    let parsed = Cli::try_parse_from(args);
+    let parsed = Cli::try_parse_from(&args);
     let mut mount = match parsed.map(|cli| cli.command) {
         Ok(Command::Mount(mount)) => mount,
         Ok(_) => unreachable!("the second argument is `mount`"),
-        Err(e) => return Err(usage(e).into()),
+        Err(e) => return Err(usage(e, &args).into()),
     };
     if helper.sloppy {
         mount.forget_unknown_options();
@@ -189,8 +189,8 @@ fn mount_as_asked(helper: MountHelper) -> anyhow::Result<ExitCode> {
 }
 
 /// The first lines of what clap has to say, which is about `vaultfs mount`.
-fn usage(e: clap::Error) -> Failure {
-    let text = parse::without_values(e).to_string();
+fn usage(e: clap::Error, args: &[OsString]) -> Failure {
+    let text = parse::explained(e, args).to_string();
     let text = text.split("\n\nUsage").next().unwrap_or_default();
     let mut lines = text.trim_start_matches("error: ").trim().lines().map(str::to_owned);
     Failure::new(Exit::Usage, lines.next().unwrap_or_default()).with_lines(lines.collect())

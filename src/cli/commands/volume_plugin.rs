@@ -16,7 +16,7 @@ use clap::{ArgAction, CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::args::connect::credential;
-use crate::cli::args::mount_options;
+use crate::cli::args::hints;
 use crate::cli::args::values;
 use crate::cli::args::values::home;
 use crate::cli::commands::mount::MountArgs;
@@ -231,7 +231,7 @@ impl Grammar for MountGrammar {
         let mount = command.find_subcommand("mount")?;
         let shown = mount.get_arguments().filter(|arg| !arg.is_hide_set());
         let of_mount = shown.filter_map(|arg| arg.get_long().map(str::to_owned));
-        mount_options::nearest(name, options::offered(of_mount))
+        hints::nearest(name, options::offered(of_mount))
     }
 
     fn check(&self, arguments: &[String]) -> Result<Option<Duration>, String> {

@@ -19,7 +19,7 @@ use crate::cli::args::connect::ConnectArgs;
 use crate::cli::commands::status::counted;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output;
-use crate::cli::output::Lines;
+use crate::cli::output::{GREEN, Lines, PLAIN, RED, YELLOW};
 
 use crate::display::Shown;
 use crate::sys::files;
@@ -104,13 +104,13 @@ pub fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
 
 fn print(out: &mut Lines, found: &[Finding]) {
     for finding in found {
-        let mark = match finding.level {
-            Level::Ok => "ok",
-            Level::Note => "note",
-            Level::Warning => "WARNING",
-            Level::Problem => "PROBLEM",
+        let (mark, colour) = match finding.level {
+            Level::Ok => ("ok", GREEN),
+            Level::Note => ("note", PLAIN),
+            Level::Warning => ("WARNING", YELLOW),
+            Level::Problem => ("PROBLEM", RED),
         };
-        out.line(format_args!("{mark:<8} {:<12} {}", finding.check, finding.says));
+        out.marked(colour, format_args!("{mark:<8}"), format_args!("{:<12} {}", finding.check, finding.says));
         if let Some(fix) = &finding.fix {
             out.line(format_args!("{:21} → {fix}", ""));
         }

@@ -7,29 +7,28 @@
 mod lines;
 mod save;
 
-use std::io::{self, IsTerminal, Read};
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use zeroize::Zeroizing;
-
 use crate::cli::args::connect::{ConnectArgs, connect};
+use crate::cli::args::values;
 use crate::cli::commands::objects::lines::{log_line, ls_line};
-use crate::cli::commands::objects::save::{Saved, delete, save};
+use crate::cli::commands::objects::save::{delete, save};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::Output;
 use crate::cli::progress::Progress;
+use crate::cli::terminal;
 use crate::clock::SystemClock;
-use crate::secret::SecretBytes;
+use crate::display;
 use crate::sys::hardening;
 use crate::sys::stdio;
 use crate::vault::codec::{self, Format};
 use crate::vault::lazy::Start;
 use crate::vault::model::object::Cursors;
-use crate::vault::{Call, Content, DynVault, Error, ListQuery, Meta, Object, ObjectName, Page, VersionInfo};
+use crate::vault::{
+    Call, Content, DynVault, Error, ListQuery, Meta, Object, ObjectName, Page, VersionInfo, VersionTag,
+};
 
 /// Objects without a mount.
 #[derive(Debug, clap::Subcommand)]
@@ -38,32 +37,40 @@ pub enum ObjectCommand {
     ///
     /// Prints one name per line. Names may hold any character, and a terminal shows control
     /// characters escaped. For scripts use --json.
-    #[command(after_help = "Examples:\n  vaultfs ls\n  vaultfs ls -l db/\n  vaultfs ls --json | jq -r .name")]
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  vaultfs ls\n  vaultfs ls -l db/\n  vaultfs ls --json | jq -r .name"
+    )]
     Ls(LsArgs),
     /// Print the value of an object, byte for byte
     #[command(
+        visible_aliases = ["cat", "read"],
         after_help = "Examples:\n  vaultfs get db/password\n  vaultfs get db/password --version 3 > old"
     )]
     Get(GetArgs),
     /// Store standard input as the value of an object
     ///
+    /// At a terminal, what you type is not shown, and the Enter before Ctrl-D is not part of the
+    /// value. From a pipe or a file, each byte counts.
+    ///
     /// Creates the object or a new version of it. Equal bytes make no new version. A write-only key
     /// can create objects but not update them: to update, the key also needs the permission read.
-    #[command(after_help = "Examples:\n  printf %s \"$PASSWORD\" | vaultfs put db/password\n  \
+    #[command(visible_aliases = ["set", "write"], after_help = "Examples:\n  printf %s \"$PASSWORD\" | vaultfs put db/password\n  \
                             vaultfs put tls/key < key.pem\n\necho adds a newline to the value, printf %s does not.")]
     Put(PutArgs),
     /// Permanently delete objects with their whole history
     #[command(
+        visible_alias = "delete",
         after_help = "Example:\n  vaultfs rm db/password db/user\n\nIf one name fails, the others are still deleted."
     )]
     Rm(RmArgs),
     /// List the versions of an object, oldest first
-    #[command(after_help = "Examples:\n  vaultfs log db/password\n  vaultfs get db/password --version 3")]
+    #[command(visible_aliases = ["history", "versions"], after_help = "Examples:\n  vaultfs log db/password\n  vaultfs get db/password --version 3")]
     Log(LogArgs),
     /// Restore an old version
     ///
     /// Its value is stored as a new version; the history stays complete.
-    #[command(after_help = "Example:\n  vaultfs log db/password\n  vaultfs restore db/password --version 3")]
+    #[command(after_help = "Example:\n  vaultfs log db/password\n  vaultfs restore db/password 3")]
     Restore(RestoreArgs),
 }
 
@@ -92,7 +99,7 @@ pub struct GetArgs {
     /// Name of the object
     name: String,
     /// Print version N instead of the current one (see vaultfs log)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::version)]
     version: Option<u64>,
     #[command(flatten)]
     connect: ConnectArgs,
@@ -117,6 +124,9 @@ pub struct RmArgs {
     /// Names of the objects
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
+    /// Do not ask. Only a terminal is asked
+    #[arg(short, long)]
+    force: bool,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -139,8 +149,11 @@ pub struct RestoreArgs {
     /// Name of the object
     name: String,
     /// The version to restore (see vaultfs log)
-    #[arg(long, value_name = "N")]
-    version: u64,
+    #[arg(value_name = "N", value_parser = values::version, required_unless_present = "version")]
+    number: Option<u64>,
+    /// The same
+    #[arg(long, value_name = "N", value_parser = values::version, conflicts_with = "number")]
+    version: Option<u64>,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -301,15 +314,25 @@ async fn get(args: GetArgs) -> Result<ExitCode, Failure> {
 async fn put(args: PutArgs) -> Result<ExitCode, Failure> {
     let name = object_name(&args.name)?;
     ObjectSession::with(&args.connect, async |session| {
-        let bytes = read_stdin(session.max_size)?;
-        save(session, &name, |base| {
+        let bytes = terminal::read_value(session.max_size)?;
+        let saved = save(session, &name, |base| {
             codec::to_content(args.format, base, bytes.expose())
                 .map_err(|e| Failure::new(Exit::Failed, e.to_string()))
         })
         .await?;
+        let name = display::text(name.as_str());
+        match saved {
+            Some(version) => terminal::done(format_args!("stored {name}{}", numbered(&version))),
+            None => terminal::done(format_args!("{name} has this value already: no new version is stored")),
+        }
         Ok(ExitCode::SUCCESS)
     })
     .await
+}
+
+/// The version that a save made, where the vault counts them.
+fn numbered(version: &VersionTag) -> String {
+    version.as_str().parse::<u64>().map_or_else(|_| String::new(), |n| format!(", version {n}"))
 }
 
 async fn rm(args: RmArgs) -> Result<ExitCode, Failure> {
@@ -317,9 +340,9 @@ async fn rm(args: RmArgs) -> Result<ExitCode, Failure> {
     ObjectSession::with(&args.connect, async |session| {
         let mut failed: Option<Failure> = None;
         for name in &names {
-            if let Err(e) = delete(session, name).await {
+            if let Err(e) = remove(session, name, args.force).await {
                 // Each is said; the last where the program ends.
-                if let Some(earlier) = failed.replace(e.into()) {
+                if let Some(earlier) = failed.replace(e) {
                     earlier.report();
                 }
             }
@@ -327,6 +350,27 @@ async fn rm(args: RmArgs) -> Result<ExitCode, Failure> {
         failed.map_or(Ok(ExitCode::SUCCESS), Err)
     })
     .await
+}
+
+/// Deletes an object, if the person at the terminal agrees.
+async fn remove(session: &ObjectSession, name: &ObjectName, force: bool) -> Result<(), Failure> {
+    let shown = display::text(name.as_str());
+    let mut what = shown.to_string();
+    if terminal::can_ask() && !force {
+        let meta = session.read(name).await?.meta;
+        let versions = session.history(&meta).await.map_or(0, |history| history.len());
+        match versions {
+            0 => what += " and its history",
+            1 => {}
+            n => what += &format!(" and its {n} versions"),
+        }
+        if !terminal::confirms(format_args!("delete {what} for good?")) {
+            return Err(Failure::new(Exit::Failed, format!("{shown} is not deleted")));
+        }
+    }
+    delete(session, name).await?;
+    terminal::done(format_args!("deleted {what}"));
+    Ok(())
 }
 
 async fn log(args: LogArgs) -> Result<ExitCode, Failure> {
@@ -347,54 +391,23 @@ async fn log(args: LogArgs) -> Result<ExitCode, Failure> {
 
 async fn restore(args: RestoreArgs) -> Result<ExitCode, Failure> {
     let name = object_name(&args.name)?;
+    let number = args.number.or(args.version).expect("the parser wants one of them");
     ObjectSession::with(&args.connect, async |session| {
         let meta = session.read(&name).await?.meta;
-        let info = session.version_info(&meta, args.version).await?;
+        let info = session.version_info(&meta, number).await?;
         let old = session.old(&meta, &info).await?;
-        if save(session, &name, |_| Ok(old.clone())).await? == Saved::Equal {
-            let number = args.version;
-            stdio::say(format_args!("{:?} holds the bytes of version {number} already: nothing to do", name));
+        match save(session, &name, |_| Ok(old.clone())).await? {
+            Some(version) => {
+                let (name, version) = (display::text(name.as_str()), numbered(&version));
+                terminal::done(format_args!("restored version {number} of {name}{version}"));
+            }
+            None => {
+                stdio::say(format_args!(
+                    "{name:?} holds the bytes of version {number} already: nothing to do"
+                ));
+            }
         }
         Ok(ExitCode::SUCCESS)
     })
     .await
-}
-
-/// Whether a standard descriptor was closed when the program started: the runtime puts /dev/null in
-/// its place, for reading and writing, while a shell's `< /dev/null` is for reading only.
-fn is_closed(standard: impl AsFd) -> bool {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    let null = std::fs::metadata("/dev/null").ok();
-    let seen = nix::sys::stat::fstat(&standard).ok();
-    let is_null = null.zip(seen).is_some_and(|(null, seen)| null.rdev() == seen.st_rdev && seen.st_rdev != 0);
-    let flags = fcntl(&standard, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate);
-    is_null && flags.is_ok_and(|flags| flags & OFlag::O_ACCMODE == OFlag::O_RDWR)
-}
-
-/// All of standard input, at most `max` bytes.
-pub(in crate::cli) fn read_stdin(max: u64) -> Result<SecretBytes, Failure> {
-    if is_closed(io::stdin()) {
-        let sentence =
-            "standard input is closed: nothing is stored (an empty value: printf '' | vaultfs put NAME)";
-        return Err(Failure::new(Exit::Failed, sentence));
-    }
-    let mut input = io::stdin().lock();
-    if input.is_terminal() {
-        stdio::say("reading the value from the terminal, end it with Ctrl-D");
-    }
-    let mut bytes = SecretBytes::default();
-    let mut buffer = Zeroizing::new(vec![0; 64 * 1024]);
-    loop {
-        let n = match input.read(&mut buffer) {
-            Ok(0) => return Ok(bytes),
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Failure::new(Exit::Failed, format!("cannot read standard input: {e}"))),
-        };
-        if (bytes.len() + n) as u64 > max {
-            let sentence = format!("the value is larger than {max} bytes, see --max-size");
-            return Err(Failure::new(Exit::Failed, sentence));
-        }
-        bytes.write_at(bytes.len(), &buffer[..n]);
-    }
 }

@@ -11,25 +11,17 @@ use crate::cli::exit::Failure;
 use crate::clock::SystemClock;
 use crate::vault::cache::{Cache, CacheConfig};
 use crate::vault::save::{Attempt, Conditions, Save, Stored};
-use crate::vault::{Content, Error, ErrorKind, Form, ObjectName};
-
-/// What a save did.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Saved {
-    /// A new object or version.
-    Stored,
-    /// Nothing: the vault had these bytes.
-    Equal,
-}
+use crate::vault::{Content, Error, ErrorKind, Form, ObjectName, VersionTag};
 
 /// Makes the object or a version of it, as a save through a mount does. `content` decides how it is
 /// stored, given the form of what is there. A key that may only write makes objects and no
-/// versions: what it may not look at it takes for absent.
+/// versions: what it may not look at it takes for absent. The new version; none if the vault had these
+/// bytes.
 pub async fn save(
     session: &ObjectSession,
     name: &ObjectName,
     content: impl Fn(Option<Form>) -> Result<Content, Failure>,
-) -> Result<Saved, Failure> {
+) -> Result<Option<VersionTag>, Failure> {
     let there = match session.read(name).await {
         Ok(object) => Some(object),
         Err(e) if matches!(e.kind, ErrorKind::NotFound | ErrorKind::Forbidden) => None,
@@ -37,7 +29,7 @@ pub async fn save(
     };
     let content = content(there.as_ref().map(|object| object.content.form))?;
     if there.as_ref().is_some_and(|object| object.content == content) {
-        return Ok(Saved::Equal);
+        return Ok(None);
     }
     let config = CacheConfig {
         refresh: Duration::ZERO,
@@ -57,7 +49,7 @@ pub async fn save(
         let sent = last.lock().clone();
         saved = Save { call: &session.call(), sent: sent.as_ref(), ..save }.run(&note).await;
     }
-    saved.map(|_| Saved::Stored).map_err(|e| named(name, e).into())
+    saved.map(|saved| Some(saved.object.meta.version.clone())).map_err(|e| named(name, e).into())
 }
 
 /// Deletes an object; a lost answer is looked up.
@@ -94,7 +86,7 @@ mod tests {
         (memory, faulty.clone(), ObjectSession { vault: faulty, first_page: None, timeout, max_size: 1000 })
     }
 
-    async fn put(session: &ObjectSession, value: &str) -> Result<Saved, Failure> {
+    async fn put(session: &ObjectSession, value: &str) -> Result<Option<VersionTag>, Failure> {
         save(session, &name(), |_| Ok(Content::plain(value))).await
     }
 
@@ -106,9 +98,9 @@ mod tests {
     #[tokio::test]
     async fn a_save_is_one_version_and_equal_bytes_are_none() {
         let (memory, _faulty, session) = setup();
-        assert_eq!(put(&session, "1").await.unwrap(), Saved::Stored);
-        assert_eq!(put(&session, "1").await.unwrap(), Saved::Equal);
-        assert_eq!(put(&session, "2").await.unwrap(), Saved::Stored);
+        assert!(put(&session, "1").await.unwrap().is_some());
+        assert!(put(&session, "1").await.unwrap().is_none());
+        assert!(put(&session, "2").await.unwrap().is_some());
         assert_eq!((memory.count(Op::Create), memory.count(Op::Update)), (1, 1));
         assert_eq!(history(&session).await, 2);
     }
@@ -117,9 +109,9 @@ mod tests {
     async fn a_lost_answer_is_looked_up_before_anything_is_sent_again() {
         let (memory, faulty, session) = setup();
         faulty.fail_next(Op::Create, Fault::After(ErrorKind::Deadline));
-        assert_eq!(put(&session, "1").await.unwrap(), Saved::Stored);
+        assert!(put(&session, "1").await.unwrap().is_some());
         faulty.fail_next(Op::Update, Fault::After(ErrorKind::Unreachable));
-        assert_eq!(put(&session, "2").await.unwrap(), Saved::Stored);
+        assert!(put(&session, "2").await.unwrap().is_some());
         assert_eq!((memory.count(Op::Create), memory.count(Op::Update)), (1, 1));
         faulty.fail_next(Op::Update, Fault::After(ErrorKind::Deadline));
         faulty.plan(Op::GetByName).nth(2).fail(Fault::Before(ErrorKind::Unreachable));
@@ -133,7 +125,7 @@ mod tests {
             put(&session, "1").await.unwrap();
             session.timeout = Duration::from_secs(10);
             faulty.fail_next(Op::Update, fault.clone());
-            assert_eq!(put(&session, "2").await.unwrap(), Saved::Stored, "{fault:?}");
+            assert!(put(&session, "2").await.unwrap().is_some(), "{fault:?}");
             assert_eq!(history(&session).await, 2);
             memory.count(Op::Update)
         };
@@ -145,10 +137,10 @@ mod tests {
         let (memory, faulty, session) = setup();
         memory.create(&session.call(), &name(), &Content::plain("theirs")).await.unwrap();
         faulty.fail_next(Op::GetByName, Fault::Before(ErrorKind::NotFound));
-        assert_eq!(put(&session, "mine").await.unwrap(), Saved::Stored);
+        assert!(put(&session, "mine").await.unwrap().is_some());
         assert_eq!(history(&session).await, 2, "the create that lost became an update");
         faulty.fail_next(Op::Update, Fault::Before(ErrorKind::NotFound));
-        assert_eq!(put(&session, "again").await.unwrap(), Saved::Stored);
+        assert!(put(&session, "again").await.unwrap().is_some());
         faulty.fail_always(Op::Update, Fault::Before(ErrorKind::NotFound));
         assert_eq!(put(&session, "never").await.unwrap_err().exit, Exit::Failed);
     }
@@ -157,7 +149,7 @@ mod tests {
     async fn a_key_that_may_only_write_makes_objects_and_no_versions() {
         let (memory, faulty, session) = setup();
         faulty.fail_always(Op::GetByName, Fault::Before(ErrorKind::Forbidden));
-        assert_eq!(put(&session, "1").await.unwrap(), Saved::Stored);
+        assert!(put(&session, "1").await.unwrap().is_some());
         let taken = put(&session, "2").await.unwrap_err();
         assert_eq!(taken.exit, Exit::Key);
         assert!(taken.message.starts_with("\"a\" exists") && taken.message.contains("read"), "{taken}");

@@ -14,6 +14,7 @@ use crate::cli::args::values::RuntimeDirArg;
 use crate::cli::commands::unmount::force::{force, force_orphan};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::progress::Progress;
+use crate::cli::terminal;
 use crate::daemon::control::{Answer, Client, Request};
 use crate::daemon::live_mounts;
 use crate::daemon::live_mounts::LiveMount;
@@ -92,6 +93,17 @@ const NEXT_WORKER: Duration = Duration::from_secs(30);
 const DETACHED_AFTER: Duration = Duration::from_secs(5);
 /// How often a drain is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Runs the command, and says on a terminal that it is done.
+pub fn run_and_say(args: UnmountArgs) -> anyhow::Result<ExitCode> {
+    let (path, lazy) = (args.mountpoint.clone(), args.lazy);
+    let code = run(args)?;
+    // One that is only detached is reported as that.
+    if code == ExitCode::SUCCESS && !lazy {
+        terminal::done(format_args!("unmounted {}", path.shown()));
+    }
+    Ok(code)
+}
 
 /// Runs the command.
 pub fn run(args: UnmountArgs) -> anyhow::Result<ExitCode> {

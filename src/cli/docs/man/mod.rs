@@ -11,8 +11,9 @@ mod format;
 mod tables;
 mod text;
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -22,6 +23,7 @@ use roff::Roff;
 use crate::cli::Cli;
 use crate::cli::commands::mount8::{MountHelper, UmountHelper};
 use crate::cli::docs::man::command::Page;
+use crate::sys::hardening;
 
 /// What the foot of a page says.
 const VERSION: &str = concat!("vaultfs ", env!("CARGO_PKG_VERSION"));
@@ -29,7 +31,9 @@ const VERSION: &str = concat!("vaultfs ", env!("CARGO_PKG_VERSION"));
 /// Writes all pages into `dir`.
 pub fn write(dir: &Path) -> io::Result<()> {
     for (name, text) in pages() {
-        fs::write(dir.join(name), text)?;
+        let path = dir.join(name);
+        fs::write(&path, text)?;
+        fs::set_permissions(path, Permissions::from_mode(hardening::public_mode()))?;
     }
     Ok(())
 }

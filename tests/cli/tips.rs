@@ -1,0 +1,86 @@
+//! Other words for commands and options: those that run, and what is said of the others.
+
+use crate::support::common::{Mount, Place, run};
+use crate::support::home::Home;
+
+#[test]
+fn other_words_for_a_command_run_it() {
+    let home = Home::new();
+    for (put, get, log, rm) in [
+        ("put", "get", "log", "rm"),
+        ("set", "cat", "history", "delete"),
+        ("write", "read", "versions", "delete"),
+    ] {
+        home.ok(&[put, "a"], b"1");
+        home.ok(&[put, "a"], b"2\n");
+        assert_eq!(home.ok(&[get, "a"], b""), b"2\n", "{get}");
+        assert_eq!(home.ok(&[get, "a", "--version", "1"], b""), b"1", "{get}");
+        assert_eq!(home.text(&[log, "a"]).lines().count(), 2, "{log}");
+        home.ok(&["restore", "a", "1"], b"");
+        assert_eq!(home.ok(&[get, "a"], b""), b"1");
+        home.ok(&["restore", "a", "--version", "2"], b"");
+        assert_eq!(home.ok(&[get, "a"], b""), b"2\n");
+        assert_eq!(home.text(&["list"]), home.text(&["ls"]));
+        home.ok(&[rm, "a"], b"");
+        assert_eq!(home.text(&["list"]), "", "{rm}");
+    }
+    let version = crate::support::home::feed(&mut home.command(&["version"]), b"");
+    assert!(version.status.success() && version.stdout.starts_with(b"vaultfs "), "{version:?}");
+}
+
+#[test]
+fn other_words_for_mounting_run_too() {
+    let mount = Mount::with(&["--daemon", "--ro"]);
+    assert!(std::fs::write(mount.path("a"), "1").is_err(), "it is read-only");
+    run(mount.vaultfs(["umount"]).arg(mount.mnt())).ok();
+    mount.unmount_done();
+}
+
+/// Every command and option, misspelt in each place by a letter more, a letter less, and two
+/// exchanged: what is offered can be seen in the help, and no tip names anything hidden.
+#[test]
+fn no_misspelling_leads_to_what_is_hidden() {
+    let place = Place::new();
+    let help = run(&mut place.vaultfs(["--help"])).ok();
+    let (mut tips, mut all) = (0, 0);
+    for word in ["mount", "generate", "doctor", "delete", "keeper", "probe", "volume-plugin"] {
+        for at in 0..word.len() - 1 {
+            let swapped = [&word[..at], &word[at + 1..at + 2], &word[at..at + 1], &word[at + 2..]].concat();
+            for typed in
+                [[&word[..at], &word[at + 1..]].concat(), [&word[..at], "q", &word[at..]].concat(), swapped]
+            {
+                let ran = run(&mut place.vaultfs([&typed]));
+                if ran.code != Some(2) {
+                    continue;
+                }
+                all += 1;
+                let said = ran.err;
+                assert!(
+                    !["generate", "keeper", "probe"]
+                        .iter()
+                        .any(|hidden| said.contains(&format!("'{hidden}'"))),
+                    "{said}"
+                );
+                if let Some((_, tip)) = said.split_once("did you mean '") {
+                    let (word, _) = tip.split_once('\'').unwrap();
+                    assert!(help.contains(word), "{typed}: {said}");
+                    tips += 1;
+                }
+            }
+        }
+    }
+    assert!(tips > 40 && all - tips > 20, "{tips} of {all}");
+}
+
+#[test]
+fn a_version_is_a_number() {
+    let place = Place::new();
+    for args in
+        [&["get", "x", "--version", "y"][..], &["restore", "x", "--version", "1.0"], &["restore", "x", "y"]]
+    {
+        let said = run(&mut place.vaultfs(args)).fails(2);
+        assert!(said.contains("give a version number, like 3"), "{said}");
+    }
+    let said = run(&mut place.vaultfs(["restore", "x"])).fails(2);
+    assert!(said.contains("<N>"), "{said}");
+}
