@@ -15,8 +15,8 @@ use crate::vault::{Content, Error, ErrorKind, Form, ObjectName, VersionTag};
 
 /// Makes the object or a version of it, as a save through a mount does. `content` decides how it is
 /// stored, given the form of what is there. A key that may only write makes objects and no
-/// versions: what it may not look at it takes for absent. The new version; none if the vault had these
-/// bytes.
+/// versions: what it may not look at it takes for absent. Returns the new version, and none if the
+/// vault had these bytes.
 pub async fn save(
     session: &ObjectSession,
     name: &ObjectName,
