@@ -87,14 +87,16 @@ pub fn surplus(command: &Command, args: &[&str]) -> String {
             .then(|| format!("--{long} takes its value with an equals sign: --{long}={value}"))
     });
     let name = command.get_name();
-    bare.unwrap_or_else(|| {
-        let takes: Vec<String> = command.get_positionals().map(placeholder).collect();
-        match takes.as_slice() {
-            [] => format!("{name} takes no argument"),
-            [one] => format!("{name} takes one {one}"),
-            all => format!("{name} takes {}", all.join(" and ")),
+    let takes: Vec<String> = command.get_positionals().map(placeholder).collect();
+    let takes = bare.unwrap_or_else(|| match takes.as_slice() {
+        _ if name == "put" => {
+            "a value is read from standard input: printf %s \"$VALUE\" | vaultfs put NAME".to_owned()
         }
-    })
+        [] => format!("{name} takes no argument"),
+        [one] => format!("{name} takes one {one}"),
+        all => format!("{name} takes {}", all.join(" and ")),
+    });
+    format!("{takes}; the rest is not repeated here, because it could be a secret")
 }
 
 fn placeholder(arg: &Arg) -> String {

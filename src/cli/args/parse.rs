@@ -49,15 +49,7 @@ pub fn explained(mut e: clap::Error, args: &[OsString]) -> clap::Error {
         }
         ErrorKind::UnknownArgument => {
             hide(&mut e, ContextKind::InvalidArg);
-            tip = Some(match command.get_name() {
-                "put" => {
-                    "a value is read from standard input: printf %s \"$VALUE\" | vaultfs put NAME".to_owned()
-                }
-                _ => format!(
-                    "{}; the rest is not repeated here, because it could be a secret",
-                    hints::surplus(command, &rest)
-                ),
-            });
+            tip = Some(hints::surplus(command, &rest));
         }
         ErrorKind::InvalidValue => {
             let values = match e.get(ContextKind::ValidValue) {
