@@ -71,7 +71,16 @@ pub fn stat(path: &Path, within: Duration) -> Result<Result<(Seen, OwnedFd), Wal
 
 /// Reads the file `path` in a child process, for at most `within`.
 pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, ProbeError> {
-    let text = ask(&[OsStr::new(READ), path.as_os_str()], within)?;
+    reported(READ, path, within)
+}
+
+/// Lists the directory `path` likewise: [`listing`].
+pub fn list(path: &Path, within: Duration) -> Result<Vec<u8>, ProbeError> {
+    reported(LIST, path, within)
+}
+
+fn reported(what: &str, path: &Path, within: Duration) -> Result<Vec<u8>, ProbeError> {
+    let text = ask(&[OsStr::new(what), path.as_os_str()], within)?;
     // The child's last word says whether that is all.
     match text.split_last() {
         Some((0, bytes)) => Ok(bytes.to_owned()),
@@ -82,6 +91,22 @@ pub fn read(path: &Path, within: Duration) -> Result<Vec<u8>, ProbeError> {
 
 /// The option of [`COMMAND`] that reads.
 const READ: &str = "--read";
+/// The option of [`COMMAND`] that lists.
+const LIST: &str = "--list";
+/// The most names of a listing.
+const MOST_NAMES: usize = 1000;
+
+/// The names in a directory, a NUL after each; those of directories end in a slash. What they lead to
+/// is not looked at.
+pub fn listing(path: &Path) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(path)?.take(MOST_NAMES) {
+        let entry = entry?;
+        all.extend_from_slice(entry.file_name().as_bytes());
+        all.extend_from_slice(if entry.file_type()?.is_dir() { b"/\0" } else { b"\0" });
+    }
+    Ok(all)
+}
 
 fn start(args: &[&OsStr], output: Stdio) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
@@ -130,9 +155,9 @@ fn ask(args: &[&OsStr], within: Duration) -> Result<Vec<u8>, ProbeError> {
     Ok(text)
 }
 
-/// The child: reads, prints the bytes and then one with the errno, 0 if all went well.
-pub fn read_child(path: &Path) -> io::Result<()> {
-    let (mut bytes, errno) = match std::fs::read(path) {
+/// The child: prints the bytes that it read and then one with the errno, 0 if all went well.
+pub fn report(read: io::Result<Vec<u8>>) -> io::Result<()> {
+    let (mut bytes, errno) = match read {
         Ok(bytes) => (bytes, 0),
         Err(e) => {
             (Vec::new(), e.raw_os_error().and_then(|n| u8::try_from(n).ok()).unwrap_or(libc::EIO as u8))

@@ -1,5 +1,6 @@
 //! The commands as people and scripts use them.
 
+mod completions;
 mod help;
 mod keys;
 mod objects;

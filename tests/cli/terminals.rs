@@ -224,7 +224,7 @@ fn colour_is_for_terminals_that_want_it() {
     let seen = doctor(&|_| {});
     assert!(seen.contains("\u{1b}[32mok") && seen.contains("\u{1b}[0m"), "{seen}");
     for (variable, value) in [("NO_COLOR", "1"), ("TERM", "dumb")] {
-        let seen = doctor(&|command| drop(command.env(variable, value)));
+        let seen = doctor(&|command| _ = command.env(variable, value));
         assert!(seen.contains("ok ") && !seen.contains('\u{1b}'), "{variable}: {seen}");
     }
     assert!(!run(&mut place.vaultfs(["doctor"])).out.contains('\u{1b}'));

@@ -2,9 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap_complete::Shell;
-
-use crate::cli::docs::completions;
+use crate::cli::docs::completions::Shell;
 use crate::cli::output;
 
 /// Print the completions for a shell
@@ -19,6 +17,6 @@ pub struct CompletionArgs {
 
 /// Runs the command.
 pub fn run(args: CompletionArgs) -> anyhow::Result<ExitCode> {
-    output::data(&completions::script(args.shell))?;
+    output::data(&args.shell.script())?;
     Ok(ExitCode::SUCCESS)
 }

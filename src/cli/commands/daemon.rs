@@ -4,14 +4,16 @@
 //! standard input (`daemon::protocol`). They are no interface: names and arguments may change with
 //! every version.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Subcommand;
 
+use crate::cli::docs::completions;
 use crate::cli::exit::Failure;
-use crate::cli::{assembly, log};
+use crate::cli::{assembly, log, output};
 use crate::daemon::capabilities;
 use crate::daemon::capabilities::Role;
 use crate::daemon::protocol::ExitError;
@@ -55,8 +57,19 @@ pub enum DaemonCommand {
         /// Read it, instead of looking at it.
         #[arg(long)]
         read: bool,
+        /// List it.
+        #[arg(long)]
+        list: bool,
         /// The path.
         path: PathBuf,
+    },
+    /// Say what may stand at the cursor of a command line.
+    CompleteWords {
+        /// Words are split as bash does it.
+        #[arg(long)]
+        bash: bool,
+        /// The words up to the cursor.
+        words: Vec<OsString>,
     },
 }
 
@@ -77,12 +90,17 @@ pub fn run(command: DaemonCommand) -> anyhow::Result<ExitCode> {
             helper::run(&mountpoint, dev, Duration::from_millis(pause))?;
             Ok(ExitCode::SUCCESS)
         }
-        DaemonCommand::Probe { path, read } => {
-            if read {
-                probe::read_child(&path)?
-            } else {
-                probe::child(&path)?
+        DaemonCommand::Probe { path, read, list } => {
+            match (read, list) {
+                (true, _) => probe::report(std::fs::read(&path))?,
+                (_, true) => probe::report(probe::listing(&path))?,
+                _ => probe::child(&path)?,
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        DaemonCommand::CompleteWords { bash, words } => {
+            let words: Vec<String> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+            output::data(&completions::answer(&words, bash))?;
             Ok(ExitCode::SUCCESS)
         }
     }

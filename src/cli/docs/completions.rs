@@ -1,158 +1,312 @@
-//! Completions for the shells, from the definitions that parse the command line.
+//! What shells complete: the words of a command line, and what an argument names.
 //!
-//! clap_complete writes them. What it does not do is done here: hidden options and commands are
-//! left out, what an option takes is known by the name of its value, and so is what a command takes
-//! (bash and fish know that of options only, and would offer the files of the working directory as
-//! names of secrets).
+//! Each script only asks `vaultfs complete-words` at each Tab, with the words up to the cursor. The
+//! answer comes from the definitions that parse the command line, and, for mount points, object
+//! names and unsaved writes, from what is mounted. Files and directories are left to the shell,
+//! which knows `~` and quotes. clap_complete's dynamic engine does the same with paths of its own,
+//! which know neither, and is not stable yet.
+//!
+//! Names of objects are anybody's: a script never evaluates a word, and quotes what it inserts.
 
-use clap::builder::ValueHint;
 use clap::{Arg, Command, CommandFactory};
-use clap_complete::Shell;
 
 use crate::cli::Cli;
+use crate::cli::args::mount_options;
+use crate::cli::docs::live_words;
+use crate::display;
 
-/// What the program is called in a command line.
-const NAME: &str = "vaultfs";
-
-/// The script for a shell.
-pub fn script(shell: Shell) -> String {
-    let mut command = visible(&Cli::command(), shell);
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut command, NAME, &mut script);
-    let script = String::from_utf8_lossy(&script).into_owned();
-    match shell {
-        Shell::Bash => with_arguments_in_bash(&script, &command),
-        Shell::Fish => script + &arguments_in_fish(&command),
-        _ => script,
-    }
+/// A shell that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Shell {
+    /// GNU bash
+    Bash,
+    /// zsh
+    Zsh,
+    /// fish
+    Fish,
 }
 
-/// The command without what is hidden, each value with its hint.
-fn visible(command: &Command, shell: Shell) -> Command {
-    // clap wants names that live as long as the program, which ends when it has printed this.
-    let name: &'static str = command.get_name().to_owned().leak();
-    let mut seen = Command::new(name);
-    if let Some(about) = command.get_about() {
-        seen = seen.about(about.clone());
-    }
-    let arguments = command.get_arguments().filter(|argument| !argument.is_hide_set());
-    seen = seen.args(arguments.map(|argument| hinted(argument.clone(), shell)));
-    let commands = command.get_subcommands().filter(|sub| !sub.is_hide_set());
-    seen.subcommands(commands.map(|sub| visible(sub, shell)))
-}
-
-fn hinted(argument: Arg, shell: Shell) -> Arg {
-    if !argument.get_action().takes_values() {
-        return argument;
-    }
-    let hint = hint(&argument);
-    match (hint, shell) {
-        // Of these bash would make files.
-        (ValueHint::Username | ValueHint::CommandString, Shell::Bash) => {
-            argument.value_hint(ValueHint::Other)
-        }
-        (hint, _) => argument.value_hint(hint),
-    }
-}
-
-fn hint(argument: &Arg) -> ValueHint {
-    let names = argument.get_value_names().and_then(|names| names.first());
-    match names.map_or_else(|| argument.get_id().as_str().to_uppercase(), ToString::to_string).as_str() {
-        "FILE" => ValueHint::FilePath,
-        "DIR" | "MOUNTPOINT" => ValueHint::DirPath,
-        "PATH" => ValueHint::AnyPath,
-        "USER" => ValueHint::Username,
-        "CMD" => ValueHint::CommandString,
-        _ => ValueHint::Other,
-    }
-}
-
-/// Every command that takes arguments, by the words that lead to it, with what its first argument
-/// is.
-fn taking<'a>(command: &'a Command, path: &[&'a str], out: &mut Vec<(Vec<&'a str>, ValueHint)>) {
-    for sub in command.get_subcommands() {
-        let path = [path, &[sub.get_name()]].concat();
-        taking(sub, &path, out);
-        if let Some(first) = sub.get_positionals().next() {
-            out.push((path, first.get_value_hint()));
+impl Shell {
+    /// Its script.
+    pub fn script(self) -> &'static str {
+        match self {
+            Self::Bash => include_str!("completion.bash"),
+            Self::Zsh => include_str!("completion.zsh"),
+            Self::Fish => include_str!("completion.fish"),
         }
     }
 }
 
-/// In the part of each such command, after the values of its options.
-fn with_arguments_in_bash(script: &str, command: &Command) -> String {
-    const OPTIONS: &str =
-        "COMPREPLY=( $(compgen -W \"${opts}\" -- \"${cur}\") )\n            return 0\n            ;;";
-    let mut all = Vec::new();
-    taking(command, &[], &mut all);
-    let mut script = script.to_owned();
-    for (path, hint) in all {
-        let head = format!("\n        {NAME}__subcmd__{})\n", path.join("__subcmd__"));
-        let Some(start) = script.find(&head) else { continue };
-        let Some(end) = script[start..].find(OPTIONS).map(|at| start + at + OPTIONS.len()) else { continue };
-        let files = match hint {
-            ValueHint::DirPath => {
-                "local IFS=$'\\n'\n            COMPREPLY=( $(compgen -d -- \"${cur}\") )\n            \
-                 compopt -o filenames 2>/dev/null"
+/// A word that may stand at the cursor, and what it is.
+type Word = (String, String);
+
+/// What may stand at the cursor.
+#[derive(Debug, PartialEq, Eq)]
+enum Offer {
+    /// A file, which the shell knows.
+    Files,
+    /// A directory, likewise.
+    Directories,
+    /// One of these.
+    Words(Vec<Word>),
+}
+
+impl Offer {
+    /// For a script: what it is, then a word a line, each with a tab and what it is.
+    fn render(&self) -> String {
+        match self {
+            Self::Files => "files\n".into(),
+            Self::Directories => "dirs\n".into(),
+            Self::Words(words) => {
+                let plain = words.iter().filter(|(word, _)| display::line(word).to_string() == *word);
+                plain.fold("words\n".into(), |all, (word, about)| all + &format!("{word}\t{about}\n"))
             }
-            _ => "COMPREPLY=()\n            compopt +o default +o bashdefault 2>/dev/null",
-        };
-        let part =
-            script[start..end].replace(OPTIONS, &format!("{files}\n            return 0\n            ;;"));
-        // The first word after the command is no option, where a directory is wanted.
-        let part = part.replace(&format!(" || ${{COMP_CWORD}} -eq {} ]]", path.len() + 1), " ]]");
-        script.replace_range(start..end, &part);
+        }
     }
-    script
 }
 
-/// What the script for fish says more: what each command takes.
-fn arguments_in_fish(command: &Command) -> String {
-    let mut all = Vec::new();
-    taking(command, &[], &mut all);
-    let mut lines = String::new();
-    for (path, hint) in all {
-        let mut when = format!("__fish_{NAME}_using_subcommand {}", path[0]);
-        for word in &path[1..] {
-            when.push_str(&format!("; and __fish_seen_subcommand_from {word}"));
-        }
-        let what = match hint {
-            ValueHint::DirPath => " -a \"(__fish_complete_directories)\"",
-            _ => "",
-        };
-        lines.push_str(&format!("complete -c {NAME} -n \"{when}\" -f{what}\n"));
+/// The words before the cursor, as far as they say what stands at it.
+struct Before<'a> {
+    command: &'a Command,
+    /// An option that waits for its value.
+    open: Option<&'a Arg>,
+    /// How many arguments the command has been given.
+    arguments: usize,
+    /// Whether `--` has ended the options.
+    ended: bool,
+}
+
+impl<'a> Before<'a> {
+    fn read(root: &'a Command, words: &[String]) -> Self {
+        let mut at = Self { command: root, open: None, arguments: 0, ended: false };
+        words.iter().for_each(|word| at.follow(word));
+        at
     }
-    lines
+
+    fn follow(&mut self, word: &str) {
+        if self.open.take().is_some() {
+            return;
+        }
+        match word.strip_prefix('-').filter(|_| !self.ended) {
+            Some("-") => self.ended = true,
+            Some(option) if !option.is_empty() => self.open = self.waits(option),
+            _ => match self.command.find_subcommand(word) {
+                Some(sub) if self.arguments == 0 => self.command = sub,
+                _ => self.arguments += 1,
+            },
+        }
+    }
+
+    /// The option, if its value is the next word.
+    fn waits(&self, option: &str) -> Option<&'a Arg> {
+        let takes = |arg: &&Arg| arg.get_action().takes_values() && !arg.is_require_equals_set();
+        let mut all = self.command.get_arguments();
+        match option.strip_prefix('-') {
+            Some(long) => all.find(|arg| named(arg, long)).filter(takes),
+            // The first one of a cluster that takes a value has the rest of it.
+            None => {
+                let last = option.chars().last();
+                let of = |c: char| self.command.get_arguments().find(|arg| arg.get_short() == Some(c));
+                let first = option.chars().find(|c| of(*c).as_ref().is_some_and(takes))?;
+                of(first).filter(|_| Some(first) == last)
+            }
+        }
+    }
+}
+
+fn named(arg: &Arg, long: &str) -> bool {
+    arg.get_long() == Some(long) || arg.get_all_aliases().is_some_and(|all| all.contains(&long))
+}
+
+/// What may stand at the cursor. The last of `words` is the one before it, empty if it begins there.
+fn offer(words: &[String]) -> Offer {
+    let mut root = Cli::command();
+    root.build();
+    let Some((current, before)) = words.split_last() else { return Offer::Words(Vec::new()) };
+    let at = Before::read(&root, before);
+    let all = match (at.open, current.strip_prefix("--").and_then(|long| long.split_once('='))) {
+        (Some(arg), _) => value(at.command, arg, current, words),
+        (None, Some((long, given))) if !at.ended => {
+            let arg = at.command.get_arguments().find(|arg| named(arg, long));
+            match arg.map(|arg| value(at.command, arg, given, words)) {
+                Some(Offer::Words(found)) => {
+                    let whole = |(word, about)| (format!("--{long}={word}"), about);
+                    Offer::Words(found.into_iter().map(whole).collect())
+                }
+                other => other.unwrap_or(Offer::Words(Vec::new())),
+            }
+        }
+        _ if current.starts_with('-') && !at.ended => Offer::Words(options(at.command)),
+        _ => argument(&at, current, words),
+    };
+    match all {
+        Offer::Words(mut all) => {
+            // A path from ~ becomes a whole one.
+            all.retain(|(word, _)| word.starts_with(current.as_str()) || current.starts_with('~'));
+            Offer::Words(all)
+        }
+        other => other,
+    }
+}
+
+fn options(command: &Command) -> Vec<Word> {
+    let shown = command.get_arguments().filter(|arg| !arg.is_hide_set());
+    shown.filter_map(|arg| Some((format!("--{}", arg.get_long()?), about(arg.get_help())))).collect()
+}
+
+fn about(text: Option<&clap::builder::StyledStr>) -> String {
+    text.map(ToString::to_string).unwrap_or_default().lines().next().unwrap_or_default().to_owned()
+}
+
+fn argument(at: &Before<'_>, current: &str, words: &[String]) -> Offer {
+    let mut commands = at.command.get_subcommands().filter(|sub| !sub.is_hide_set()).peekable();
+    if commands.peek().is_some() && at.arguments == 0 {
+        let word = |sub: &Command| (sub.get_name().to_owned(), about(sub.get_about()));
+        return Offer::Words(commands.map(word).collect());
+    }
+    let mut all = at.command.get_positionals();
+    let several = |arg: &&Arg| arg.get_num_args().is_some_and(|range| range.max_values() > 1);
+    match all.nth(at.arguments).or_else(|| at.command.get_positionals().last().filter(several)) {
+        Some(arg) => value(at.command, arg, current, words),
+        None => Offer::Words(Vec::new()),
+    }
+}
+
+/// What an argument or an option of a command may be.
+fn value(command: &Command, arg: &Arg, current: &str, words: &[String]) -> Offer {
+    let possible = arg.get_possible_values();
+    if !possible.is_empty() {
+        let shown = possible.iter().filter(|value| !value.is_hide_set());
+        return Offer::Words(
+            shown.map(|value| (value.get_name().to_owned(), about(value.get_help()))).collect(),
+        );
+    }
+    let plain =
+        |words: Vec<String>| Offer::Words(words.into_iter().map(|word| (word, String::new())).collect());
+    let name = arg.get_value_names().and_then(|names| names.first()).map_or("", |name| name.as_str());
+    match (command.get_name(), arg.get_id().as_str(), name) {
+        ("pending", "save" | "discard", _) => plain(live_words::unsaved(words)),
+        ("unmount" | "status" | "pending" | "upgrade", "mountpoint", _) | (_, "mount", _) => {
+            plain(live_words::mount_points(current))
+        }
+        ("ls" | "get" | "put" | "rm" | "log" | "restore", "name" | "names" | "start", _) => {
+            plain(live_words::names(current, words))
+        }
+        ("mount", "options", _) => plain(of_list(current)),
+        (_, _, "USER") => plain(live_words::users("/etc/passwd")),
+        (_, _, "GROUP") => plain(live_words::users("/etc/group")),
+        (_, _, "FILE" | "PATH") => Offer::Files,
+        (_, _, "DIR") | (_, "mountpoint", _) => Offer::Directories,
+        _ => plain(Vec::new()),
+    }
+}
+
+/// The options of `-o`, after those that the list has.
+fn of_list(current: &str) -> Vec<String> {
+    let start = current.rfind(',').map_or(0, |comma| comma + 1);
+    mount_options::known().map(|name| format!("{}{name}", &current[..start])).collect()
+}
+
+/// What a script gets for these words.
+pub fn answer(words: &[String], bash: bool) -> String {
+    if !bash {
+        return offer(words).render();
+    }
+    let (words, before) = from_bash(words);
+    match offer(&words) {
+        Offer::Words(all) => {
+            let cut = |(word, about): Word| Some((word.get(before..)?.to_owned(), about));
+            Offer::Words(all.into_iter().filter_map(cut).collect()).render()
+        }
+        other => other.render(),
+    }
+}
+
+/// The words as bash splits them, put together again: it parts words at `=` and `:`, and leaves
+/// quotes in. Also how much of the last one bash takes for an earlier word.
+fn from_bash(words: &[String]) -> (Vec<String>, usize) {
+    let mut out: Vec<String> = Vec::new();
+    let (mut joins, mut before) = (false, 0);
+    for word in words {
+        let parts = matches!(word.as_str(), "=" | ":");
+        let word: String = word.chars().filter(|c| !matches!(c, '\\' | '\'' | '"')).collect();
+        match out.last_mut() {
+            Some(last) if joins || parts => {
+                before = if parts { last.len() + word.len() } else { last.len() };
+                last.push_str(&word);
+            }
+            _ => {
+                before = 0;
+                out.push(word);
+            }
+        }
+        joins = parts;
+    }
+    (out, before)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_hidden_is_in_no_script() {
-        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let script = script(shell);
-            for hidden in ["generate", "nonempty", "never-empty", "fsname", "noexec["] {
-                let lines: Vec<&str> = script.lines().filter(|line| line.contains(hidden)).collect();
-                // The help of -o names options of mount(8).
-                let said = lines.iter().filter(|line| !line.contains("noexec, nonempty")).count();
-                assert_eq!(said, 0, "{shell}, {hidden}: {lines:?}");
-            }
-            assert!(script.contains("unmount") && script.contains("refresh"), "{shell}");
+    fn words(line: &str) -> Vec<String> {
+        match offer(&line.split(' ').map(str::to_owned).collect::<Vec<_>>()) {
+            Offer::Words(words) => words.into_iter().map(|(word, _)| word).collect(),
+            other => vec![format!("{other:?}")],
         }
     }
 
     #[test]
-    fn each_command_with_an_argument_is_known() {
-        let (command, mut all) = (visible(&Cli::command(), Shell::Zsh), Vec::new());
-        taking(&command, &[], &mut all);
-        let of = |name: &str| all.iter().find(|(path, _)| path.join(" ") == name).map(|(_, hint)| *hint);
-        for name in ["mount", "unmount", "status", "pending", "upgrade"] {
-            assert_eq!(of(name), Some(ValueHint::DirPath), "{name}");
+    fn commands_options_and_values_are_offered() {
+        assert_eq!(words("mou"), ["mount"]);
+        assert!(words("").contains(&"completion".to_owned()));
+        assert_eq!(words("mount --refr"), ["--refresh"]);
+        assert_eq!(words("mount --api k"), ["kv"]);
+        assert_eq!(words("mount --api=k"), ["--api=kv"]);
+        assert_eq!(words("key enc"), ["encrypt"]);
+        assert_eq!(words("completion z"), ["zsh"]);
+        assert_eq!(words("mount --embedded --no-d"), ["--no-delete"]);
+        assert_eq!(words("mount -o allow_o"), ["allow_other"]);
+        assert_eq!(words("mount -o ro,refr"), ["ro,refresh"]);
+        assert!(words("mount --uid ro").contains(&"root".to_owned()));
+        assert!(words("put a --fo").contains(&"--format".to_owned()));
+    }
+
+    #[test]
+    fn files_and_directories_are_the_shells() {
+        for line in ["mount ", "mount --embedded a", "mount -- a", "serve --data ", "mount -vf "] {
+            assert_eq!(words(line), ["Directories"], "{line}");
         }
-        for name in ["get", "put", "rm", "log", "restore", "ls"] {
-            assert_eq!(of(name), Some(ValueHint::Other), "{name}");
+        for line in ["mount --api-key-file ", "mount --log=", "key encrypt --data-key-file x"] {
+            assert_eq!(words(line), ["Files"], "{line}");
         }
+        for line in ["mount --refresh ", "mount /m x", "doctor x", "restore a "] {
+            assert_eq!(words(line), [""; 0], "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_hidden_is_not_offered() {
+        for line in ["", "gen", "comple", "mount --", "mount --non", "mount --d", "mount --r"] {
+            for hidden in ["generate", "complete-words", "--nonempty", "--fsname", "--daemon", "--ro"] {
+                assert!(!words(line).contains(&hidden.to_owned()), "{line}: {hidden}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_bash_parts_is_one_word() {
+        let from = |line: &str| from_bash(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        let all = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        assert_eq!(from("mount --api = k"), (all(&["mount", "--api=k"]), 6));
+        assert_eq!(from("mount --api ="), (all(&["mount", "--api="]), 6));
+        assert_eq!(from("get db : pass"), (all(&["get", "db:pass"]), 3));
+        assert_eq!(from("get 'a\\ b"), (all(&["get", "a", "b"]), 0));
+    }
+
+    #[test]
+    fn no_word_commands_a_terminal() {
+        let offer = Offer::Words(vec![("a\nb".into(), String::new()), ("c\u{1b}".into(), String::new())]);
+        assert_eq!(offer.render(), "words\n");
     }
 }
