@@ -96,8 +96,8 @@ const LIST: &str = "--list";
 /// The most names of a listing.
 const MOST_NAMES: usize = 1000;
 
-/// The names in a directory, a NUL after each; those of directories end in a slash. What they lead to
-/// is not looked at.
+/// The names in a directory, a NUL after each; those of directories end in a slash. What they lead
+/// to is not looked at.
 pub fn listing(path: &Path) -> io::Result<Vec<u8>> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(path)?.take(MOST_NAMES) {

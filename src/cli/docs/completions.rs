@@ -118,7 +118,7 @@ fn named(arg: &Arg, long: &str) -> bool {
     arg.get_long() == Some(long) || arg.get_all_aliases().is_some_and(|all| all.contains(&long))
 }
 
-/// What may stand at the cursor. The last of `words` is the one before it, empty if it begins there.
+/// What may stand at the cursor. The last of `words` is the one that it is in, maybe empty.
 fn offer(words: &[String]) -> Offer {
     let mut root = Cli::command();
     root.build();
