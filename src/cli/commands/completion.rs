@@ -17,6 +17,6 @@ pub struct CompletionArgs {
 
 /// Runs the command.
 pub fn run(args: CompletionArgs) -> anyhow::Result<ExitCode> {
-    output::data(&args.shell.script())?;
+    output::data(args.shell.script())?;
     Ok(ExitCode::SUCCESS)
 }
