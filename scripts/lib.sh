@@ -116,6 +116,37 @@ need_cargo_tool() {
 
 target_dir() { (cd "$ROOT" && realpath -m "${CARGO_TARGET_DIR:-target}"); }
 
+# write_completions VAULTFS BASH ZSH FISH: what makes the shells complete its command lines, into these directories.
+write_completions() {
+    local vaultfs=$1
+    mkdir -p "$2" "$3" "$4" && "$vaultfs" completion bash >"$2/vaultfs" &&
+        "$vaultfs" completion zsh >"$3/_vaultfs" && "$vaultfs" completion fish >"$4/vaultfs.fish"
+}
+
+# write_man VAULTFS DIR: its man pages, into DIR/man1, man5 and man8.
+write_man() {
+    local pages page
+    pages=$(mktemp -d) || return
+    "$1" generate man "$pages" || return
+    for page in "$pages"/*.[158]; do
+        install -Dm644 "$page" "$2/man${page##*.}/$(basename "$page")" || return
+    done
+    ln -sfn mount.vaultfs.8 "$2/man8/mount.fuse.vaultfs.8" && ln -sfn umount.fuse.vaultfs.8 "$2/man8/umount.vaultfs.8"
+    rm -r "$pages"
+}
+
+# write_for_user VAULTFS: both, where the shells and man(1) of this user look. zsh looks nowhere in a home by itself.
+write_for_user() {
+    local share=${XDG_DATA_HOME:-$HOME/.local/share}
+    write_completions "$1" "$share/bash-completion/completions" "$share/zsh/site-functions" \
+        "$share/fish/vendor_completions.d" || say "Completions could not be installed in $share."
+    # man(1) goes from ~/.local/bin in the PATH to the directory beside it, whatever XDG_DATA_HOME says.
+    write_man "$1" "$HOME/.local/share/man" || say "Man pages could not be installed in $HOME/.local/share/man."
+    if have zsh && ! grep -qs zsh/site-functions "$HOME/.zshrc"; then
+        say "For completions in zsh, put this into ~/.zshrc before compinit: fpath=($share/zsh/site-functions \$fpath)"
+    fi
+}
+
 # need_fuse: what a mount needs. Root mounts by itself, everybody else through fusermount3.
 need_fuse() {
     [ "$(id -u)" -eq 0 ] || need_command fusermount3 fuse3

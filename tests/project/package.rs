@@ -98,6 +98,57 @@ fn every_link_leads_to_a_file_of_the_package() {
 }
 
 #[test]
+fn pages_and_completions_are_where_man_and_the_shells_look() {
+    let share = PACKAGE.root.join("usr/share");
+    for file in [
+        "bash-completion/completions/vaultfs",
+        "zsh/vendor-completions/_vaultfs",
+        "fish/vendor_completions.d/vaultfs.fish",
+        "man/man1/vaultfs-mount.1.gz",
+        "man/man5/vaultfs.5.gz",
+        "man/man8/mount.fuse.vaultfs.8.gz",
+    ] {
+        let mode =
+            fs::metadata(share.join(file)).unwrap_or_else(|e| panic!("{file}: {e}")).permissions().mode();
+        assert_eq!(mode & 0o777, 0o644, "{file}");
+    }
+}
+
+/// As `scripts/run` does it.
+#[test]
+fn a_user_gets_pages_and_completions_in_the_home() {
+    let home = tempfile::tempdir().unwrap();
+    let install = |home: &Path| {
+        let mut shell = Command::new("bash");
+        shell.current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("XDG_DATA_HOME").env("HOME", home);
+        let line = ". scripts/lib.sh; write_for_user \"$0\"";
+        String::from_utf8(ok(shell.args(["-euc", line, env!("CARGO_BIN_EXE_vaultfs")])).stderr).unwrap()
+    };
+    // A second time, too.
+    for _ in 0..2 {
+        let said = install(home.path());
+        assert!(!said.contains("could not"), "{said}");
+    }
+    let share = home.path().join(".local/share");
+    for file in [
+        "bash-completion/completions/vaultfs",
+        "zsh/site-functions/_vaultfs",
+        "fish/vendor_completions.d/vaultfs.fish",
+    ] {
+        assert!(fs::read_to_string(share.join(file)).unwrap().contains("vaultfs complete-words"), "{file}");
+    }
+    let bin = home.path().join(".local/bin");
+    fs::create_dir(&bin).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let mut man = Command::new("man");
+    man.args(["-w", "vaultfs-mount"]).env("HOME", home.path()).env("PATH", path).env_remove("MANPATH");
+    let found = String::from_utf8(ok(&mut man).stdout).unwrap();
+    assert_eq!(Path::new(found.trim()), share.join("man/man1/vaultfs-mount.1"));
+    // A home that cannot be written is no reason to end: the vault can be mounted all the same.
+    assert!(install(Path::new("/proc")).contains("could not be installed"));
+}
+
+#[test]
 fn the_documents_lead_to_each_other_where_they_are_installed() {
     let doc = PACKAGE.root.join("usr/share/doc/vaultfs");
     let mut found = Vec::new();
