@@ -33,13 +33,13 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  mkdir -p ~/secrets                          the directory to mount on
-  vaultfs mount --embedded ~/secrets          a local vault, created by the first mount
+  mkdir -p ~/secrets                          # the directory to mount on
+  vaultfs mount --embedded ~/secrets          # a local vault, created by the first mount
+  printf %s s3cret > ~/secrets/password       # store a value; old versions are in ~/secrets/.versions
+  vaultfs status                              # the state of each mount
+  vaultfs unmount ~/secrets                   # store unsaved writes, then unmount
   vaultfs mount --api-url https://vault.example.com --api-key-file ~/.config/vault-key ~/secrets
-  printf %s s3cret > ~/secrets/password       store a value; old versions are in ~/secrets/.versions
-  vaultfs status                              the state of each mount
-  vaultfs unmount ~/secrets                   store unsaved writes, then unmount
-  vaultfs doctor                              check this machine for problems
+  vaultfs doctor                              # check this machine for problems
 
 Details: `vaultfs COMMAND --help`, or `man vaultfs-COMMAND` where the man pages are installed.";
 

@@ -1,6 +1,7 @@
 //! The commands as people and scripts use them.
 
 mod completions;
+mod examples;
 mod help;
 mod keys;
 mod objects;

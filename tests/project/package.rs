@@ -114,6 +114,27 @@ fn pages_and_completions_are_where_man_and_the_shells_look() {
     }
 }
 
+#[test]
+fn the_tarball_has_the_same_files() {
+    let dir = PACKAGE.root.parent().unwrap();
+    let (tarball, to) = (fs::read_dir(dir).unwrap().flatten(), tempfile::tempdir().unwrap());
+    let tarball =
+        tarball.map(|file| file.path()).find(|path| path.to_string_lossy().ends_with(".tar.gz")).unwrap();
+    ok(Command::new("tar").args(["--strip-components=1", "-xzf"]).arg(tarball).arg("-C").arg(to.path()));
+    for file in [
+        "bin/vaultfs",
+        "share/man/man1/vaultfs.1.gz",
+        "share/bash-completion/completions/vaultfs",
+        "sbin/mount.vaultfs",
+    ] {
+        let (here, there) = (to.path().join(file), PACKAGE.root.join("usr").join(file));
+        assert_eq!(fs::read(&here).unwrap(), fs::read(there).unwrap(), "{file}");
+    }
+    let said =
+        String::from_utf8(ok(Command::new(to.path().join("bin/vaultfs")).arg("version")).stdout).unwrap();
+    assert_eq!(said, concat!("vaultfs ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
 /// As `scripts/run` does it.
 #[test]
 fn a_user_gets_pages_and_completions_in_the_home() {

@@ -7,9 +7,9 @@ use crate::cli::output;
 
 /// Print the completions for a shell
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  . <(vaultfs completion bash)                 in ~/.bashrc\n  \
-                  . <(vaultfs completion zsh)                  in ~/.zshrc, after compinit\n  \
-                  vaultfs completion fish | source             in ~/.config/fish/config.fish")]
+#[command(after_help = "Examples:\n  . <(vaultfs completion bash)                 # in ~/.bashrc\n  \
+                  . <(vaultfs completion zsh)                  # in ~/.zshrc, after compinit\n  \
+                  vaultfs completion fish | source             # in ~/.config/fish/config.fish")]
 pub struct CompletionArgs {
     /// The shell
     shell: Shell,

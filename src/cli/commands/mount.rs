@@ -43,7 +43,7 @@ use crate::vault::lazy::Start;
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
-    after_help = "Examples:\n  vaultfs mount --embedded ~/secrets\n  \
+    after_help = "Examples:\n  mkdir -p ~/secrets ~/app-secrets\n  vaultfs mount --embedded ~/secrets\n  \
                   vaultfs mount --api-url https://vault.example.com --api-key-file ~/.config/vault-key ~/secrets\n  \
                   vaultfs mount --embedded --prefix app --read-only ~/app-secrets\n\nAt boot: vaultfs(5), mount.vaultfs(8), \
                   and the units vaultfs@.service."

@@ -27,7 +27,7 @@ use crate::sys::stdio;
 /// Open files and unsaved writes are kept. Needs Linux 6.9.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  vaultfs upgrade      after a new package was installed: all of your mounts"
+    after_help = "Example:\n  vaultfs upgrade      # after a new package was installed: all of your mounts"
 )]
 pub struct UpgradeArgs {
     /// The mount point; without it, all mounts of this user

@@ -40,7 +40,7 @@ use crate::sys::{mount_users, mountpoint, probe, trust};
 /// stays.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  vaultfs unmount ~/secrets\n  vaultfs unmount --lazy ~/secrets     programs keep it \
+    after_help = "Examples:\n  vaultfs unmount ~/secrets\n  vaultfs unmount --lazy ~/secrets     # programs keep it \
                         until they end\n\nExit code 1: programs use the mount, and it stays. Exit code 7: unsaved writes \
                         are left, the mount stays, and `vaultfs pending` lists them; with --force they are lost."
 )]
