@@ -20,7 +20,7 @@ const COMMANDS: [(&[&str], &str); 12] = [
     (&["conflicts", "unsaved"], "pending"),
     (&["plugin", "docker", "podman", "volume"], "volume-plugin"),
     // Near to others by accident.
-    (&["remount", "stat", "sed", "cut", "jet", "rest"], ""),
+    (&["version", "remount", "stat", "sed", "cut", "jet", "rest"], ""),
 ];
 
 /// Options of other programs, the option here, and what is said if a command has it.
@@ -37,6 +37,8 @@ const OPTIONS: [(&[&str], &str, &str); 8] = [
             "auth",
             "credentials",
             "secret",
+            "pass",
+            "password",
         ],
         "api-key-file",
         "--api-key-file FILE (a key is read from a file that only you can read)",
