@@ -29,6 +29,62 @@ fn offered(place: &Place, dir: &Path, words: &[&str]) -> Vec<String> {
     lines.map(|line| line.split('\t').next().unwrap().to_owned()).collect()
 }
 
+/// The same for a line with words that blanks part; `Files` and `Directories` as the kind says.
+fn words(place: &Place, line: &str) -> Vec<String> {
+    let out = run(place.vaultfs(["complete-words", "--"]).args(line.split(' '))).ok();
+    match out.lines().next() {
+        Some("words") => offered(place, place.dir.path(), &line.split(' ').collect::<Vec<_>>()),
+        kind => vec![kind.unwrap_or_default().to_owned()],
+    }
+}
+
+#[test]
+fn commands_options_and_values_are_offered() {
+    let place = Place::new();
+    let is = |line: &str, offered: &[&str]| assert_eq!(words(&place, line), offered, "{line}");
+    is("mou", &["mount"]);
+    is("mount --refr", &["--refresh"]);
+    is("mount --api k", &["kv"]);
+    is("mount --api=k", &["--api=kv"]);
+    is("key enc", &["encrypt"]);
+    is("completion z", &["zsh"]);
+    is("mount --embedded --no-d", &["--no-delete"]);
+    is("mount -o allow_o", &["allow_other"]);
+    is("mount -o ro,refr", &["ro,refresh"]);
+    is("put a --fo", &["--format"]);
+    assert!(words(&place, "mount --uid ro").contains(&"root".to_owned()));
+    assert!(words(&place, "").contains(&"completion".to_owned()));
+    for line in ["mount ", "mount --embedded a", "mount -- a", "serve --data ", "mount -vf "] {
+        is(line, &["dirs"]);
+    }
+    for line in ["mount --api-key-file ", "mount --log=", "key encrypt --data-key-file x"] {
+        is(line, &["files"]);
+    }
+    for line in ["mount --refresh ", "mount /m x", "doctor x", "restore a ", "get a b"] {
+        is(line, &[]);
+    }
+    for line in ["", "gen", "comple", "mount --", "mount --non", "mount --d", "mount --r"] {
+        for hidden in ["generate", "complete-words", "--nonempty", "--fsname", "--daemon", "--ro"] {
+            assert!(!words(&place, line).contains(&hidden.to_owned()), "{line}: {hidden}");
+        }
+    }
+}
+
+#[test]
+fn what_bash_parts_is_one_word() {
+    let place = Place::new();
+    for (parted, answer) in [
+        (&["mount", "--api", "=", "k"][..], &["words", "kv"][..]),
+        (&["mount", "--api", "="], &["words", "auto", "object", "kv"]),
+        (&["mount", "--log", "=", "/x"], &["files"]),
+        (&["mount", "'--no-del"], &["words", "--no-delete"]),
+    ] {
+        let out = run(place.vaultfs(["complete-words", "--bash", "--"]).args(parted)).ok();
+        let offered: Vec<_> = out.lines().map(|line| line.split('\t').next().unwrap()).collect();
+        assert_eq!(offered, answer, "{parted:?}");
+    }
+}
+
 /// A shell with our completions, in `dir`; what `vaultfs` would get is shown instead of run.
 fn shell(place: &Place, shell: &str, dir: &Path) -> Terminal {
     let bin = Path::new(common::VAULTFS).parent().unwrap().display().to_string();
@@ -62,12 +118,15 @@ fn gets(terminal: &mut Terminal, line: &str, words: &[&str]) {
     assert!(next.is_some(), "{got:?}: {}", terminal.seen());
 }
 
+/// No shell shows it, and none runs it.
+const UNSEEN: &str = "unseen \u{1b}[2J\n$(touch pwned)";
 const HOSTILE: &str = "it's $(touch pwned) `touch pwned`; x";
 
 fn with_objects() -> Mount {
     let mount = Mount::start();
     mount.sh("mkdir -p db; printf 1 > db/password; printf 1 > 'db/a b'; printf 1 > note");
     fs::write(mount.path(HOSTILE), "1").unwrap();
+    run(mount.vaultfs(["put", UNSEEN, &mount.embedded()]).stdin(std::process::Stdio::null())).ok();
     mount
 }
 
@@ -148,6 +207,7 @@ fn a_tab_costs_the_vault_no_more_than_one_listing() {
     let before = mount.requests();
     assert_eq!(names().len(), 2);
     assert_eq!(offered(mount.place(), mount.mnt(), &["rm", "note", "d"]), ["db/"]);
+    assert!(offered(mount.place(), mount.mnt(), &["get", "uns"]).is_empty(), "it would command a terminal");
     assert_eq!(mount.requests(), before);
     mount.unmount();
 }

@@ -121,6 +121,8 @@ fn man_finds_nothing_wrong_with_its_pages() {
         .filter(|path| path.extension().is_some_and(|e| ["1", "5", "8"].iter().any(|n| e == *n)))
         .collect();
     assert!(pages.len() > 15, "{pages:?}");
+    let get = fs::read_to_string(dir.join("vaultfs-get.1")).unwrap();
+    assert!(get.contains("Also called \\fBcat\\fR and \\fBread\\fR."), "{get}");
     for page in pages {
         let mut man = Command::new("man");
         man.args(["--warnings", "-E", "UTF-8", "-l", "-Tutf8"])

@@ -84,3 +84,71 @@ fn a_version_is_a_number() {
     let said = run(&mut place.vaultfs(["restore", "x"])).fails(2);
     assert!(said.contains("<N>"), "{said}");
 }
+
+/// What is meant is said, and what is not near to anything gets no tip.
+#[test]
+#[expect(clippy::too_many_lines, reason = "one story, or one table")]
+fn each_misspelling_gets_the_right_tip_or_none() {
+    const NONE: &str = "";
+    let place = Place::new();
+    for (typed, tip) in [
+        ("mout", "'mount'"),
+        ("mont", "'mount'"),
+        ("stauts", "'status'"),
+        ("unmout", "'unmount'"),
+        ("delte", "'delete'"),
+        ("hisotry", "'history'"),
+        ("remove", "'rm'"),
+        ("show", "'get'"),
+        ("completoin", "'completion'"),
+        ("login", NONE),
+        ("version x", NONE),
+        ("stop", NONE),
+        ("search", NONE),
+        ("edit", NONE),
+        ("generat", NONE),
+        ("keeper", NONE),
+        ("worker", NONE),
+        ("remount", NONE),
+        ("mv", NONE),
+        ("cp", NONE),
+        ("tree", NONE),
+        ("mount --key-file f /m", "--api-key-file FILE"),
+        ("mount --key k /m", "--api-key-file FILE"),
+        ("mount --api-key=k /m", "--api-key-file FILE"),
+        ("mount --API_KEY=k /m", "--api-key-file FILE"),
+        ("mount --token k /m", "--api-key-file FILE"),
+        ("get --token k a", "--api-key-file FILE"),
+        ("mount --url u /m", "--api-url URL"),
+        ("mount --debug /m", "-v"),
+        ("mount --force /m", NONE),
+        ("mount --profile p /m", NONE),
+        ("mount --foregroud /m", "--foreground"),
+        ("mount --read-onyl /m", "--read-only"),
+        ("mount --nonempt /m", NONE),
+        ("status --jsn", "--json"),
+        ("rm --yes a", "--force"),
+        ("serve --port 1", "--listen ADDR"),
+        ("get --revision 3 a", "--version N"),
+        ("mount -x /m", NONE),
+        ("key creat", "'create'"),
+        ("mount --embedded d /m", "--embedded=DIR"),
+        ("mount /m --embedded d", "--embedded=DIR"),
+        ("mount /m --wait 60s", "--wait=TIME"),
+        ("get a --embedded d", "--embedded=DIR"),
+        ("restore a 1 2", "NAME and N"),
+        ("get a 3", "takes one NAME"),
+        ("unmount a b", "takes one MOUNTPOINT"),
+        ("doctor a", "takes no argument"),
+    ] {
+        let said = run(&mut place.vaultfs(typed.split(' '))).fails(2);
+        match tip {
+            // Nor does the usage guess an option.
+            NONE => assert!(
+                !said.contains("tip:") && !said.contains("[OPTIONS] --") && !said.contains("mount --"),
+                "{typed}: {said}"
+            ),
+            tip => assert!(said.contains("tip:") && said.contains(tip), "{typed}: {said}"),
+        }
+    }
+}

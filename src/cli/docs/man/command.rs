@@ -42,6 +42,10 @@ impl Page<'_> {
         let about = self.command.get_long_about().or(self.command.get_about());
         let about = about.map(ToString::to_string).unwrap_or_default();
         paragraphs(&mut page, &with_stop(&about), true, "PP");
+        let other: Vec<String> = self.command.get_visible_aliases().map(|name| format!("`{name}`")).collect();
+        if !other.is_empty() {
+            paragraphs(&mut page, &format!("Also called {}.", other.join(" and ")), false, "PP");
+        }
         self.options(&mut page);
         self.commands(&mut page);
         page.control("SH", ["EXIT STATUS"]);
