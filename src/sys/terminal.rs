@@ -10,7 +10,7 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, tcgetattr, tcsetattr};
 
 /// The kernel's room for a line with its end, be it Enter or Ctrl-D. Of a longer line it drops the
 /// rest, without a word: one that fills the room may be such a line.
@@ -34,6 +34,11 @@ impl Hidden {
         let shown = tcgetattr(io::stdin())?;
         let mut hidden = shown.clone();
         hidden.local_flags.remove(LocalFlags::ECHO | LocalFlags::ECHONL);
+        // A read gives a line, however the program before this one left the terminal.
+        hidden.local_flags.insert(LocalFlags::ICANON | LocalFlags::ISIG);
+        for end_of_line in [SpecialCharacterIndices::VEOL, SpecialCharacterIndices::VEOL2] {
+            hidden.control_chars[end_of_line as usize] = 0;
+        }
         SHOWN.store(Box::into_raw(Box::new(shown.into())), Ordering::Release);
         let action = SigAction::new(SigHandler::Handler(show_and_end), SaFlags::empty(), SigSet::empty());
         let mut guard = Self { before: Vec::new() };

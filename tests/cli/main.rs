@@ -4,6 +4,7 @@ mod completions;
 mod examples;
 mod help;
 mod keys;
+mod man;
 mod objects;
 #[path = "../support/mod.rs"]
 mod support;

@@ -56,6 +56,13 @@ fn a_typed_value_is_not_shown_and_has_no_last_enter() {
         }
         assert_eq!(home.text(&["get", "a"]), stored);
     }
+    let mut terminal = Terminal::spoil(&mut command(&home, &["put", "a"]));
+    terminal.expect("not part of the value");
+    terminal.type_in("an exact value, with x\nin it\n\u{4}");
+    let (status, seen) = terminal.ends();
+    assert!(status.success() && !seen.contains("exact"), "{seen}");
+    assert_eq!(home.text(&["get", "a"]), "an exact value, with x\nin it");
+    assert_eq!(home.text(&["restore", "a", "7"]), "");
     // The same value again is no version.
     let mut terminal = put(&home);
     terminal.type_in(" grüße \n\u{4}");

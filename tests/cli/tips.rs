@@ -152,3 +152,53 @@ fn each_misspelling_gets_the_right_tip_or_none() {
         }
     }
 }
+
+fn said(args: &[&str]) -> String {
+    run(&mut Place::new().vaultfs(args)).fails(2)
+}
+
+#[test]
+fn values_that_no_option_takes_are_not_repeated() {
+    for args in [
+        &["put", "NAME", "SECRET"][..],
+        &["put", "NAME", "--", "SECRET"],
+        &["put", "NAME", "--value=SECRET"],
+        &["put", "NAME", "-pSECRET"],
+        &["get", "NAME", "SECRET"],
+        &["restore", "NAME", "SECRET"],
+        &["mount", "/m", "--read-only=SECRET"],
+        &["mount", "/m", "--api-key=SECRET"],
+        &["mount", "/m", "--password", "SECRET"],
+        &["key", "create", "SECRET"],
+        &["mount", "--embedded", "SECRET", "/m"],
+        &["mount", "/m", "--sk_SECRET"],
+        &["sk_SECRET"],
+        &["put", "a", "--format", "SECRET1"],
+        &["SECRET123"],
+        &["get", "--SECRET1", "NAME"],
+    ] {
+        let said = said(args);
+        assert!(!said.contains("SECRET") && said.contains("--help"), "{said}");
+    }
+    assert!(said(&["put", "NAME", "SECRET"]).contains("read from standard input"));
+    assert!(said(&["mount", "/m", "--refresh=5"]).contains("'5'"), "a value that an option takes");
+    assert!(said(&["put", "a", "--format", "jsn"]).contains("'json'?"));
+}
+
+#[test]
+fn what_was_given_cannot_command_a_terminal() {
+    for given in ["--x\u{1b}[2J\nvaultfs: fine", "-\u{9b}\n", "mou\u{1b}[2J\nt", "--json=\u{1b}\n"] {
+        for args in [
+            &["status", "m", given][..],
+            &[given],
+            &["mount", "/m", "--api", given],
+            &["put", "a", "--format", given],
+        ] {
+            let said = said(args);
+            assert!(
+                !said.contains(['\u{1b}', '\u{9b}']) && !said.contains("\nvaultfs: fine"),
+                "{args:?}: {said:?}"
+            );
+        }
+    }
+}

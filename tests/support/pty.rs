@@ -86,6 +86,16 @@ impl Terminal {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
+    /// At a terminal as a killed editor leaves it: keys instead of lines, and `x` ends one.
+    pub fn spoil(command: &mut Command) -> Self {
+        let stty = "stty -icanon -isig eol x; exec \"$0\" \"$@\"";
+        let mut shell = Command::new("sh");
+        shell.args(["-c", stty]).arg(command.get_program()).args(command.get_args()).env_clear();
+        let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        shell.envs(set).env("PATH", std::env::var_os("PATH").unwrap());
+        Self::run(&mut shell)
+    }
+
     /// Whether the terminal shows what is typed.
     pub fn echoes(&self) -> bool {
         tcgetattr(self.side.as_fd()).unwrap().local_flags.contains(LocalFlags::ECHO)
