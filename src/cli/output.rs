@@ -66,12 +66,13 @@ fn has_colours() -> bool {
 }
 
 impl Lines {
-    /// A line with a mark before it, which is coloured where a person sees it.
-    pub fn marked(&mut self, colour: &str, mark: impl Display, line: impl Display) {
-        match colour.is_empty() || !has_colours() {
-            true => self.line(format_args!("{mark} {line}")),
-            false => self.0 += &format!("{colour}{}\x1b[0m {}\n", display::line(mark), display::line(line)),
-        }
+    /// A line with a mark in it, which is coloured where a person sees it.
+    pub fn marked(&mut self, before: impl Display, colour: &str, mark: impl Display, after: impl Display) {
+        let (before, mark, after) = (display::line(before), display::line(mark), display::line(after));
+        self.0 += &match colour.is_empty() || !has_colours() {
+            true => format!("{before}{mark}{after}\n"),
+            false => format!("{before}{colour}{mark}\x1b[0m{after}\n"),
+        };
     }
 
     /// One more, whatever is in it.

@@ -235,4 +235,9 @@ fn colour_is_for_terminals_that_want_it() {
         assert!(seen.contains("ok ") && !seen.contains('\u{1b}'), "{variable}: {seen}");
     }
     assert!(!run(&mut place.vaultfs(["doctor"])).out.contains('\u{1b}'));
+    let mount = Mount::at(place, &[]);
+    let (_, seen) = Terminal::run(mount.vaultfs(["status"]).arg(mount.mnt())).ends();
+    assert!(seen.starts_with(&format!("{}  \u{1b}[32mok\u{1b}[0m\r\n", mount.mnt().display())), "{seen}");
+    assert_eq!(seen.matches('\u{1b}').count(), 2, "{seen}");
+    mount.unmount();
 }

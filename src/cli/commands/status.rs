@@ -16,7 +16,7 @@ use crate::cli::args::values::RuntimeDirArg;
 use crate::cli::commands::unmount::holders;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output;
-use crate::cli::output::Lines;
+use crate::cli::output::{GREEN, Lines, RED};
 use crate::daemon::control::{Answer, Request};
 use crate::daemon::live_mounts;
 use crate::daemon::live_mounts::LiveMount;
@@ -209,11 +209,13 @@ fn without_processes(entry: &Entry, within: Duration) -> String {
 fn show(out: &mut Lines, mount: &Value) {
     let at = display::text(mount["mountpoint"].as_str().unwrap_or("?"));
     if let Some(problem) = mount["problem"].as_str() {
-        out.line(format_args!("{at}  NOT WELL"));
+        out.marked(format_args!("{at}  "), RED, "NOT WELL", "");
         return out.line(format_args!("  {problem}"));
     }
     let fs = serde_json::from_value::<Status>(mount["fs"].clone()).ok();
-    out.line(format_args!("{at}  {}", fs.as_ref().map_or_else(|| "?".into(), verdict)));
+    let verdict = fs.as_ref().map_or_else(|| "?".into(), verdict);
+    let colour = if verdict == "ok" { GREEN } else { RED };
+    out.marked(format_args!("{at}  "), colour, verdict, "");
     if let Some(user) = mount["user"].as_u64() {
         out.line(format_args!("  what follows is what user {user} says of it"));
     }

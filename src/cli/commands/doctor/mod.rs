@@ -110,7 +110,12 @@ fn print(out: &mut Lines, found: &[Finding]) {
             Level::Warning => ("WARNING", YELLOW),
             Level::Problem => ("PROBLEM", RED),
         };
-        out.marked(colour, format_args!("{mark:<8}"), format_args!("{:<12} {}", finding.check, finding.says));
+        out.marked(
+            "",
+            colour,
+            mark,
+            format_args!("{:gap$} {:<12} {}", "", finding.check, finding.says, gap = 8 - mark.len()),
+        );
         if let Some(fix) = &finding.fix {
             out.line(format_args!("{:21} → {fix}", ""));
         }
