@@ -185,10 +185,13 @@ fn status_shows_a_mount_to_people_and_to_scripts() {
 #[test]
 fn status_says_that_a_worker_hangs() {
     let mount = Mount::start();
-    let (_, worker) = mount.pids();
+    let (keeper, worker) = mount.pids();
+    // It would replace the worker, after the same five seconds.
+    signal(keeper, Signal::SIGSTOP);
     signal(worker, Signal::SIGSTOP);
     let ran = run(mount.vaultfs(["status"]).arg(mount.mnt()));
     signal(worker, Signal::SIGCONT);
+    signal(keeper, Signal::SIGCONT);
     assert_eq!(ran.code, Some(1));
     assert!(ran.out.contains("does not answer: no answer within 5 s"), "{}", ran.out);
     until("it goes on", || fs::write(mount.path("f"), "1").is_ok());
