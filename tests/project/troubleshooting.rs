@@ -1,5 +1,7 @@
 //! docs/TROUBLESHOOTING.md is keyed by messages: each of them is still said, in these words.
 
+use nix::errno::Errno;
+
 use super::{files, read};
 
 /// The kernel's own words.
@@ -46,4 +48,36 @@ fn every_message_that_is_quoted_is_said() {
         );
     }
     assert!(lost.is_empty(), "no source has this any more:\n{}", lost.join("\n"));
+}
+
+/// The errno values that file operations can return, as the one table of them names them.
+fn table_of_errnos() -> Vec<String> {
+    let source = read("src/fs/types/errno.rs");
+    let (_, list) = source.split_once("\nerrno!(").unwrap();
+    let (list, _) = list.split_once(')').unwrap();
+    list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
+}
+
+/// What the C library prints for it.
+fn printed(errno: &str) -> String {
+    let number = (1..200).find(|number| format!("{:?}", Errno::from_raw(*number)) == errno).unwrap();
+    let text = std::io::Error::from_raw_os_error(number).to_string();
+    text.split(" (os error").next().unwrap().to_owned()
+}
+
+#[test]
+fn every_errno_is_explained_beside_what_programs_print() {
+    let (errnos, document) = (table_of_errnos(), read("docs/TROUBLESHOOTING.md"));
+    assert!(errnos.len() > 20, "the table is read");
+    let rows: Vec<Vec<&str>> = document
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .map(|line| line.split('|').map(str::trim).collect())
+        .collect();
+    for errno in errnos {
+        let quoted = format!("`{errno}`");
+        let row = rows.iter().find(|row| row.get(2) == Some(&quoted.as_str()));
+        let row = row.unwrap_or_else(|| panic!("no row for {errno}"));
+        assert!(row[1].starts_with(&printed(&errno)), "{errno} is printed as {:?}", printed(&errno));
+    }
 }
