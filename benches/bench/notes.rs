@@ -11,8 +11,8 @@ pub fn why(id: &str) -> Option<&'static str> {
         "embedded-update" => Some(UPDATE),
         "burst" => Some(
             "Of some 19 MB more, 14 MB are pieces of memory that are free between others in use, 4 kB each on average \
-             (`malloc_info` before and after): hardly a whole page of them is free, so `malloc_trim` cannot give them \
-             back. 3 MB are the mount's state, which is shared memory and is tidied up when it has grown again.",
+             (`malloc_info` before and after): few whole pages are free, so `malloc_trim` cannot \
+             return them to the system. 3 MB are the mount's state, which is shared memory and is tidied up when it has grown again.",
         ),
         "rw-peers" => Some(
             "A read is one request that is waited for, OPEN: two changes between processes, which took 25 µs in the \
@@ -29,11 +29,13 @@ const KERNEL: &str = "No request reaches the daemon (counted in the same group),
     whether what is known is still valid; tmpfs spends 3.2 % in `shmem_getattr` instead. Undisturbed, the \
     ratio of a stat is 1.15; beside other programs 1.16 to 1.35 was seen.";
 
-const PAGING: &str = "Two processors are shared by the vault, the client, the kernel and the reader, and both are busy \
-    throughout: a page is taken in while the next one is on its way, so it is processor time that counts. Of the client's, \
+const PAGING: &str = "The vault, the client, the kernel and the reader share two processors, and \
+    both are busy throughout. vaultfs reads a page while the next one is on its way, so processor \
+    time is the limit. Of the client's, \
     in a profile of sixteen listings, 29 % is the kernel's (sockets, replies, page faults), 15 % memory allocation, 10 % \
-    hashing of names and 3 % the wiping of answers. Each name enters the index, its order and the listing, and at the end \
-    all are compared with what was made here meanwhile; bare paging does none of that.";
+    hashing of names and 3 % the wiping of answers. Each name enters the index, its order and the \
+    listing. At the end all names are compared with those created here in the meantime. Bare \
+    paging does none of that.";
 
 const UPDATE: &str = "Both sides wait for the disk once. A commit puts six pages into the write-ahead log where the bare \
     transaction puts three (12.6 and 6.2 writes a commit, counted with strace over the row's creations and updates together): the index by which changes are found \
@@ -43,11 +45,11 @@ const UPDATE: &str = "Both sides wait for the disk once. A commit puts six pages
 /// How it is measured.
 pub const METHOD: &str = "## How it is measured
 
-- **The vault** of every group but the embedded one is made up by the benchmark itself: the kv API over loopback HTTP, objects
-  that are generated as they are asked for, no rate limit, answers at once or after the delay that is named.
-- **Warm** means that the kernel has names, attributes and pages: everything was read twice before. Sides are measured in
-  parts of some 10 to 100 ms that alternate; the median of five parts is a round's time. `--refresh=1h`, so that nothing gets
-  old meanwhile.
+- **The vault** of every group except the embedded one is part of the benchmark: the kv API over loopback HTTP, objects
+  generated on request, no rate limit, answers at once or after the named delay.
+- **Warm** means that the kernel has names, attributes and pages: everything was read twice before. The sides alternate
+  in parts of 10 to 100 ms; the median of five parts is a round's time. `--refresh=1h`, so that nothing expires during the
+  run.
 - **Other file systems** are over files on tmpfs: bindfs without options; sshfs over an sshd on loopback; `rclone mount
   --read-only --vfs-cache-mode off`.
 - **Cold reads and saves** alternate one by one with bare requests of reqwest (HTTP/1.1, connection kept) to the same vault, each of

@@ -173,10 +173,9 @@ impl Report {
 
 const HEAD: &str = "# Benchmarks
 
-What `scripts/bench` measured, last run; it writes this file. Ratios compare two sides that were measured in the same
-minute, in rounds that go to and fro between them; a ratio is taken for each round. The median of the rounds counts, the
-spread is from the least to the greatest. Requests are counted by the vault and by the daemon. How each row is measured is
-at the end.
+`scripts/bench` writes this file. A ratio compares two sides that are measured in the same minute, in alternating rounds.
+Each round gives one ratio; the table has the median and the spread from the lowest to the highest. The vault and the
+daemon count the requests. The last section says how each row is measured.
 
 ## The table
 ";
