@@ -15,6 +15,9 @@ use crate::vault::cache::Found;
 /// How old an answer may be that O_DIRECT of a guest is content with.
 const GUEST_FRESH: Duration = Duration::from_secs(1);
 
+/// How often an open loads a file that another open changes meanwhile.
+const LOADS: usize = 4;
+
 impl FileSystem {
     /// OPEN, written down where that is asked for.
     pub async fn open(self: &Arc<Self>, ctx: &RequestCtx, ino: u64, flags: i32) -> Result<Opened> {
@@ -112,9 +115,13 @@ impl FileSystem {
 
     /// A handle, if the file's bytes are in memory. Looking at them and counting the handle is one
     /// step: the RELEASE of another handle comes at any time, and frees bytes that no handle has
-    /// open.
+    /// open. So is looking whether the kernel has the size of another version: another open may find
+    /// the file's version gone, and make it the newest one, at any time.
     pub(super) fn open_now(&self, ctx: &RequestCtx, file: &Arc<File>, writes: bool) -> Option<Opened> {
         let mut state = file.change_alone();
+        if state.kernel_behind {
+            return None;
+        }
         if state.buffer.is_none()
             && state.pinned.is_none()
             && let Some(stored) = &state.stored
@@ -147,14 +154,18 @@ impl FileSystem {
         file: &Arc<File>,
         writes: bool,
     ) -> Result<Opened> {
-        let behind = file.state().kernel_behind;
-        if !behind && let Some(opened) = self.open_now(ctx, file, writes) {
+        if let Some(opened) = self.open_now(ctx, file, writes) {
             return Ok(opened);
         }
         let call = ctx.call().await;
         let _in_use = file.in_use();
-        Box::pin(self.load(call, file)).await?;
-        Box::pin(self.let_kernel_forget(file)).await;
-        self.open_now(ctx, file, writes).ok_or(Errno::EIO)
+        for _ in 0..LOADS {
+            Box::pin(self.load(call, file)).await?;
+            Box::pin(self.let_kernel_forget(file)).await;
+            if let Some(opened) = self.open_now(ctx, file, writes) {
+                return Ok(opened);
+            }
+        }
+        Err(Errno::EIO)
     }
 }
