@@ -8,6 +8,9 @@
 //! successor. So the thread shares no descriptor with the others: with them would stay open the
 //! lock and the socket of an embedded vault, which the successor needs for its answer. A worker
 //! that has no successor ends the thread before itself ([`NoticeSender::all_sent`]).
+//!
+//! To wake a task takes a descriptor of the runtime, which the thread does not have either (tokio
+//! panics). What waits for notices is therefore called by a second thread, which has them all.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -28,10 +31,13 @@ use crate::sys::process;
 enum Notice {
     Entry(u64, OsString),
     Inode(u64),
-    Then(Box<dyn FnOnce() + Send>),
+    Then(Then),
     /// No other is sent.
-    Last(oneshot::Sender<()>),
+    Last(Then),
 }
+
+/// Called once the notices before it are sent.
+type Then = Box<dyn FnOnce() + Send>;
 
 /// Queues notices for the thread that sends them.
 pub struct NoticeSender {
@@ -47,7 +53,9 @@ impl NoticeSender {
     pub async fn all_sent(&self) {
         let (all_sent, last) = oneshot::channel();
         // An error: the thread has ended before.
-        if self.notices.send(Notice::Last(all_sent)).is_ok() {
+        // The receiver may have given up.
+        let last_sent = Box::new(move || all_sent.send(()).unwrap_or_default());
+        if self.notices.send(Notice::Last(last_sent)).is_ok() {
             let _ = last.await;
         }
     }
@@ -88,42 +96,51 @@ impl Kernel for NoticeSender {
     }
 }
 
-/// Starts the thread, which writes to `device`. It ends when the returned sender is ended, or
+/// Starts the threads, which write to `device`. They end when the returned sender is ended, or
 /// dropped.
 ///
 /// # Errors
-/// When the thread cannot be started.
+/// When a thread cannot be started.
 pub fn spawn(
     notifier: Notifier,
     device: BorrowedFd<'_>,
     helper: Arc<Channel>,
     dev: Dev,
 ) -> std::io::Result<Arc<NoticeSender>> {
+    let notices = start(device.as_raw_fd(), move |notice| {
+        // An error: the kernel does not know the name or the inode any more. The log is not among
+        // what is open here.
+        let _ = match notice {
+            Notice::Entry(parent, name) => notifier.inval_entry(INodeNo(parent), &name),
+            Notice::Inode(ino) => notifier.inval_inode(INodeNo(ino), 0, 0),
+            Notice::Then(_) | Notice::Last(_) => Ok(()),
+        };
+    })?;
+    Ok(Arc::new(NoticeSender { notices, helper, dev }))
+}
+
+/// Starts both threads: one sends by `send` and keeps only the descriptor `kept`, the other calls
+/// what waits for that.
+fn start(kept: RawFd, send: impl Fn(Notice) + Send + 'static) -> std::io::Result<Sender<Notice>> {
     let (sender, receiver) = channel();
-    let device = device.as_raw_fd();
+    let (done, sent) = channel::<Then>();
+    std::thread::Builder::new()
+        .name("notified".into())
+        .spawn(move || sent.into_iter().for_each(|then| then()))?;
     std::thread::Builder::new().name("notify".into()).spawn(move || {
-        if let Err(error) = keep_only(device) {
+        if let Err(error) = keep_only(kept) {
             tracing::debug!(%error, "the thread for notifications shares its descriptors");
         }
         for notice in receiver {
-            // An error: the kernel does not know the name or the inode any more. The log is not
-            // among what is open here.
-            let _ = match notice {
-                Notice::Entry(parent, name) => notifier.inval_entry(INodeNo(parent), &name),
-                Notice::Inode(ino) => notifier.inval_inode(INodeNo(ino), 0, 0),
-                Notice::Then(then) => {
-                    then();
-                    Ok(())
-                }
-                Notice::Last(all_sent) => {
-                    // The receiver may have given up.
-                    let _ = all_sent.send(());
-                    return;
-                }
-            };
+            // The other thread ends after this one.
+            match notice {
+                Notice::Then(then) => drop(done.send(then)),
+                Notice::Last(then) => return drop(done.send(then)),
+                Notice::Entry(..) | Notice::Inode(_) => send(notice),
+            }
         }
     })?;
-    Ok(Arc::new(NoticeSender { notices: sender, helper, dev }))
+    Ok(sender)
 }
 
 /// From now on this thread has descriptors of its own, and of those only `kept`.
@@ -151,6 +168,31 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+
+    #[test]
+    fn what_waits_for_notices_is_woken_and_later_notices_are_sent() {
+        let kept = tempfile::tempfile().unwrap();
+        let (arrived, arrivals) = channel();
+        let send = move |notice| match notice {
+            Notice::Inode(ino) => arrived.send(ino).unwrap(),
+            _ => unreachable!(),
+        };
+        let notices = start(kept.as_raw_fd(), send).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for ino in 1..=3 {
+            notices.send(Notice::Inode(ino)).unwrap();
+            let (woken, waits) = oneshot::channel();
+            let wake = move || {
+                // Meanwhile the runtime has begun to wait for its descriptors.
+                std::thread::sleep(std::time::Duration::from_millis(200));
+                woken.send(()).unwrap();
+            };
+            notices.send(Notice::Then(Box::new(wake))).unwrap();
+            let limit = std::time::Duration::from_secs(30);
+            runtime.block_on(async { tokio::time::timeout(limit, waits).await }).unwrap().unwrap();
+            assert_eq!(arrivals.recv().unwrap(), ino);
+        }
+    }
 
     #[test]
     fn the_thread_has_one_descriptor_and_the_others_keep_theirs() {
