@@ -525,7 +525,7 @@ fn what_cannot_be_said_changes_no_exit_code() {
         assert_eq!(said.status.code(), Some(1), "{args:?}: {error}");
         assert!(error.starts_with("vaultfs: cannot write to standard output: "), "{args:?}: {error}");
     }
-    for args in [&["--help"] as &[&str], &["mount", "--help"], &["generate", "completions", "bash"]] {
+    for args in [&["--help"] as &[&str], &["mount", "--help"], &["completion", "bash"]] {
         assert_eq!(mount.vaultfs(args).stdout(full()).status().unwrap().code(), Some(1), "{args:?}");
     }
     // A reader that had enough.
