@@ -115,8 +115,8 @@ impl FileSystem {
 
     /// A handle, if the file's bytes are in memory. Looking at them and counting the handle is one
     /// step: the RELEASE of another handle comes at any time, and frees bytes that no handle has
-    /// open. So is looking whether the kernel has the size of another version: another open may find
-    /// the file's version gone, and make it the newest one, at any time.
+    /// open. So is looking whether the kernel has the size of another version: another open may
+    /// find the file's version gone, and make it the newest one, at any time.
     pub(super) fn open_now(&self, ctx: &RequestCtx, file: &Arc<File>, writes: bool) -> Option<Opened> {
         let mut state = file.change_alone();
         if state.kernel_behind {
