@@ -360,14 +360,20 @@ fn opening(sh: &Shell, ino: u64) -> tokio::task::JoinHandle<Result<Opened, Errno
     })
 }
 
-#[tokio::test(start_paused = true)]
-async fn such_an_open_waits_until_the_kernel_has_forgotten_the_size() {
+/// A file that the kernel knows in a version that is gone, under a kernel that forgets slowly.
+async fn gone_version() -> (Shell, u64) {
     let sh = Shell::kv();
     sh.put("f", "old").await;
     let ino = sh.stat("f").await.unwrap().ino;
     death(&sh).await;
     sh.put("f", "newer and longer").await;
     sh.kernel.is_slow.store(true, std::sync::atomic::Ordering::Relaxed);
+    (sh, ino)
+}
+
+#[tokio::test(start_paused = true)]
+async fn such_an_open_waits_until_the_kernel_has_forgotten_the_size() {
+    let (sh, ino) = gone_version().await;
     let opening = opening(&sh, ino);
     sh.pass(Duration::from_secs(1)).await;
     assert!(!opening.is_finished());
@@ -380,12 +386,7 @@ async fn such_an_open_waits_until_the_kernel_has_forgotten_the_size() {
 #[tokio::test(start_paused = true)]
 async fn no_other_open_is_answered_before_the_kernel_has_forgotten_the_size() {
     for dies in [false, true] {
-        let sh = Shell::kv();
-        sh.put("f", "old").await;
-        let ino = sh.stat("f").await.unwrap().ino;
-        death(&sh).await;
-        sh.put("f", "newer and longer").await;
-        sh.kernel.is_slow.store(true, std::sync::atomic::Ordering::Relaxed);
+        let (sh, ino) = gone_version().await;
         let first = opening(&sh, ino);
         sh.pass(Duration::from_secs(1)).await;
         if dies {

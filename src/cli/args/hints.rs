@@ -78,8 +78,8 @@ pub fn option(command: &Command, typed: &str) -> Option<String> {
     nearest(&typed, longs.map(str::to_owned)).map(|long| format!("--{long}"))
 }
 
-/// What a command takes, where it was given more. A switch whose value needs an equals sign is the
-/// usual reason.
+/// What a command takes, where it was given more. The usual reason is an option that takes its
+/// value with an equals sign.
 pub fn surplus(command: &Command, args: &[&str]) -> String {
     let equals = |arg: &&Arg| arg.is_require_equals_set() && !arg.is_hide_set();
     let bare = command.get_arguments().filter(equals).find_map(|arg| {
