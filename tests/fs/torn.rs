@@ -262,6 +262,21 @@ fn rows() -> Vec<Row> {
         Row {
             is_one_step: false,
             ..row(
+                "create, and save later",
+                act!(|sh, fd| {
+                    let made = sh.open("new", EXCL).await?;
+                    *fd.lock().unwrap() = Some(made);
+                    sh.pass(Duration::from_secs(1)).await;
+                    sh.pwrite(&made, 0, "saved")?;
+                    sh.flush(&made).await
+                }),
+                &[("a", "one"), ("d/x", "three"), ("d/y", "four"), ("f", "two"), ("new", "saved")],
+                &[("new", 1)],
+            )
+        },
+        Row {
+            is_one_step: false,
+            ..row(
                 "rename over a file",
                 act!(|sh, _fd| sh.mv("a", "f").await),
                 &[("d/x", "three"), ("d/y", "four"), ("f", "one")],
@@ -364,7 +379,7 @@ async fn dies(row: &Row, step: u64, full: bool, killed: bool) -> bool {
     if let Some(opened) = opened {
         let bytes = sh.read_all(&opened).await.unwrap_or_else(|e| panic!("{at}: {e:?}"));
         let own = match row.what {
-            "save" => "saved",
+            "save" | "create, and save later" => "saved",
             "create" => "",
             _ => "two",
         };

@@ -75,39 +75,39 @@ fn a_directory_without_a_vault_is_left_alone() {
 }
 
 /// Every route: method, path, body, the permission that it takes and the status where that is
-/// given. `ID` and `OTHER` are objects of the vault, `KEY`, `BLOB` and `SEALED` what it made for a
-/// client.
+/// given. `<ID>` and `<OTHER>` are objects of the vault, `<KEY>`, `<BLOB>` and `<SEALED>` what it made
+/// for a client.
 const ROUTES: &[(&str, &str, &str, &str, u16)] = &[
     ("POST", "/vault/object/create", r#"{"name":"made","data":{"value":"v"}}"#, "write", 200),
-    ("GET", "/vault/object/get?id=ID", "", "read", 200),
+    ("GET", "/vault/object/get?id=<ID>", "", "read", 200),
     ("GET", "/vault/object/get-by-name?name=canary", "", "read", 200),
     ("GET", "/vault/object/list", "", "read", 200),
-    ("PUT", "/vault/object/update", r#"{"id":"ID","data":{"value":"canary-value"}}"#, "write", 200),
-    ("DELETE", "/vault/object/delete", r#"{"id":"OTHER"}"#, "delete", 200),
-    ("GET", "/vault/object/metadata?id=ID", "", "read", 200),
-    ("GET", "/vault/object/versions?id=ID", "", "read", 200),
-    ("GET", "/vault/object/version?id=ID&version=1", "", "read", 200),
+    ("PUT", "/vault/object/update", r#"{"id":"<ID>","data":{"value":"canary-value"}}"#, "write", 200),
+    ("DELETE", "/vault/object/delete", r#"{"id":"<OTHER>"}"#, "delete", 200),
+    ("GET", "/vault/object/metadata?id=<ID>", "", "read", 200),
+    ("GET", "/vault/object/versions?id=<ID>", "", "read", 200),
+    ("GET", "/vault/object/version?id=<ID>&version=1", "", "read", 200),
     ("POST", "/vault/key/create-data-key", "", "keys", 200),
-    ("POST", "/vault/key/encrypt-data", r#"{"plaintext":"p","data_key":"KEY"}"#, "keys", 200),
-    ("POST", "/vault/key/decrypt-data", r#"{"ciphertext":"SEALED","data_key":"KEY"}"#, "keys", 200),
-    ("POST", "/vault/key/decrypt-data-key", r#"{"encrypted_key":"BLOB"}"#, "keys", 200),
+    ("POST", "/vault/key/encrypt-data", r#"{"plaintext":"p","data_key":"<KEY>"}"#, "keys", 200),
+    ("POST", "/vault/key/decrypt-data", r#"{"ciphertext":"<SEALED>","data_key":"<KEY>"}"#, "keys", 200),
+    ("POST", "/vault/key/decrypt-data-key", r#"{"encrypted_key":"<BLOB>"}"#, "keys", 200),
     ("GET", "/vault/v1/kv", "", "read", 200),
     ("POST", "/vault/v1/kv", r#"{"name":"made","value":"v","key_context":{}}"#, "write", 201),
     ("GET", "/vault/v1/kv/name/canary", "", "read", 200),
-    ("GET", "/vault/v1/kv/ID", "", "read", 200),
-    ("PUT", "/vault/v1/kv/ID", r#"{"value":"canary-value"}"#, "write", 201),
-    ("DELETE", "/vault/v1/kv/OTHER", "", "delete", 200),
-    ("GET", "/vault/v1/kv/ID/metadata", "", "read", 200),
-    ("GET", "/vault/v1/kv/ID/versions", "", "read", 200),
+    ("GET", "/vault/v1/kv/<ID>", "", "read", 200),
+    ("PUT", "/vault/v1/kv/<ID>", r#"{"value":"canary-value"}"#, "write", 201),
+    ("DELETE", "/vault/v1/kv/<OTHER>", "", "delete", 200),
+    ("GET", "/vault/v1/kv/<ID>/metadata", "", "read", 200),
+    ("GET", "/vault/v1/kv/<ID>/versions", "", "read", 200),
     ("POST", "/vault/v1/keys/data-key", r#"{"context":{}}"#, "keys", 200),
-    ("POST", "/vault/v1/keys/decrypt", r#"{"keys":"BLOB"}"#, "keys", 200),
-    ("POST", "/vault/v1/keys/rekey", r#"{"encrypted_keys":"BLOB","context":{}}"#, "keys", 200),
+    ("POST", "/vault/v1/keys/decrypt", r#"{"keys":"<BLOB>"}"#, "keys", 200),
+    ("POST", "/vault/v1/keys/rekey", r#"{"encrypted_keys":"<BLOB>","context":{}}"#, "keys", 200),
 ];
 
 /// Routes whose answers hold a value: of an object, or a data key.
 fn gives_a_value(path: &str) -> bool {
     let object = ["/object/get", "/object/version?", "/kv/name/", "/keys/", "/key/"];
-    object.iter().any(|part| path.contains(part)) || path == "/vault/v1/kv/ID"
+    object.iter().any(|part| path.contains(part)) || path == "/vault/v1/kv/<ID>"
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -138,8 +138,8 @@ async fn each_route_takes_its_permission_and_only_reads_give_values() {
         for (kind, key, refusal) in &keys {
             let other = id(&s.create(&format!("other{answered}"), r#"{"value":"x"}"#).await.ok());
             let fill = |text: &str| {
-                let ids = text.replace("OTHER", &other).replace("ID", &canary);
-                ids.replace("KEY", &plain).replace("BLOB", &blob).replace("SEALED", &sealed)
+                let ids = text.replace("<OTHER>", &other).replace("<ID>", &canary);
+                ids.replace("<KEY>", &plain).replace("<BLOB>", &blob).replace("<SEALED>", &sealed)
             };
             let answer = s.send_as(key.as_deref(), method, &fill(path), fill(body).into()).await;
             let expected = if kind == permission { *success } else { *refusal };
@@ -177,8 +177,8 @@ async fn a_key_that_is_revoked_while_its_body_comes_in_gets_nothing_done() {
     let mut tried = 0;
     for (method, path, body, ..) in ROUTES.iter().filter(|(_, _, body, ..)| !body.is_empty()) {
         let fill = |text: &str| {
-            let ids = text.replace("OTHER", &canary).replace("ID", &canary);
-            ids.replace("KEY", plain).replace("BLOB", blob).replace("SEALED", sealed)
+            let ids = text.replace("<OTHER>", &canary).replace("<ID>", &canary);
+            ids.replace("<KEY>", plain).replace("<BLOB>", blob).replace("<SEALED>", sealed)
         };
         let (path, body, key) = (fill(path), fill(body), s.key_with(&all).await);
         let address = s.url.strip_prefix("http://").unwrap();

@@ -22,7 +22,7 @@ pub(in crate::fs) use crate::fs::handle::record::{HandleRecord, HeldRecord};
 use crate::fs::handle::unacknowledged::Unacknowledged;
 use crate::fs::inode::file::File;
 use crate::fs::inode::{ControlText, Dir, VersionFile};
-use crate::fs::journal::Key;
+use crate::fs::journal::{Key, Transaction};
 use crate::fs::namespace::listing::Listing;
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::env::Env;
@@ -132,7 +132,7 @@ impl Handles {
 
     /// A new handle.
     pub fn open(&self, ctx: &RequestCtx, held: Held) -> Opened {
-        self.open_numbered(ctx, self.next_number(), held)
+        self.open_in(&self.env.journal().begin(), ctx, self.next_number(), held)
     }
 
     /// The number of a handle that is about to be opened.
@@ -144,12 +144,12 @@ impl Handles {
         fh
     }
 
-    /// A new handle with this number.
-    pub fn open_numbered(&self, ctx: &RequestCtx, fh: u64, held: Held) -> Opened {
+    /// A new handle with this number, as a part of a change.
+    pub fn open_in(&self, tx: &Transaction, ctx: &RequestCtx, fh: u64, held: Held) -> Opened {
         let by = self.env.journal().is_enabled().then_some(ctx.id);
         let handle = Handle { fh, held, unacknowledged: Unacknowledged::new(by) };
         let opened = handle.opened();
-        self.note(&handle);
+        self.note_in(tx, &handle);
         self.add(handle);
         opened
     }
@@ -172,9 +172,11 @@ impl Handles {
 
     /// Journals a handle.
     fn note(&self, handle: &Handle) {
-        if self.env.journal().is_enabled() {
-            self.env.journal().record(&Key::Handle(handle.fh), &HandleRecord::of(handle));
-        }
+        self.note_in(&self.env.journal().begin(), handle);
+    }
+
+    fn note_in(&self, tx: &Transaction, handle: &Handle) {
+        tx.record(&Key::Handle(handle.fh), &HandleRecord::of(handle));
     }
 
     /// A write through this handle was refused with that; [`None`](Option::None) once its user

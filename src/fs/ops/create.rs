@@ -7,8 +7,10 @@ use std::sync::Arc;
 use crate::fs::handle::{Held, Opened};
 use crate::fs::inode::file::{File, FileState, Link, Persistence};
 use crate::fs::inode::writers::WriteOrigin;
+use crate::fs::journal::Transaction;
 use crate::fs::name;
 use crate::fs::name::{Decoded, DirPrefix, Refused};
+use crate::fs::ops::open::Access;
 use crate::fs::types::ctx::{Intent, RequestCtx};
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::may_write::Change;
@@ -46,20 +48,18 @@ impl FileSystem {
         if let Some(file) = shown
             && file.state().link == Link::Current
         {
-            if matches!(ctx.resumed, Some(Intent::Make)) {
-                // Made before a crash, by this request.
-                let entry = self.namespace.own_entry(&file);
-                return Ok((entry, self.open_now(ctx, &file, true).ok_or(Errno::EIO)?));
-            }
             return self.open_existing(ctx, &file, create).await;
         }
         let persistence = self.temporaries.persistence_of_new((component, &name), create.flags);
         if persistence == Persistence::Vault {
             self.may_create(&name)?;
         }
-        let file = self.new_file(ctx, (&under, &name), create, persistence, |_| ());
+        let mut opened = None;
+        let file = self.new_file(ctx, (&under, &name), create, persistence, |tx, file, state| {
+            opened = Some(self.open_in(tx, ctx, file, state, true));
+        });
+        let opened = opened.ok_or(Errno::EIO)?;
         let entry = self.namespace.own_entry(&file);
-        let opened = self.open_now(ctx, &file, true).ok_or(Errno::EIO)?;
         self.report.record_open(file.ino, "create", ctx.caller);
         Ok((entry, opened))
     }
@@ -80,11 +80,10 @@ impl FileSystem {
         if create.flags & libc::O_EXCL != 0 {
             return Err(Errno::EEXIST);
         }
-        if create.flags & libc::O_TRUNC != 0 {
-            // The kernel takes what CREATE opened for empty.
-            self.resize_now(file, 0, WriteOrigin::Opening).unwrap_or(Err(Errno::EIO))?;
-        }
-        let opened = self.open_loaded(ctx, file, true).await?;
+        // The kernel takes what CREATE opened for empty.
+        let cuts = create.flags & libc::O_TRUNC != 0;
+        let opened =
+            self.open_loaded(ctx, file, if cuts { Access::Overwrite } else { Access::Write }).await?;
         self.report.record_open(file.ino, "write", ctx.caller);
         Ok((self.namespace.own_entry(file), opened))
     }
@@ -126,7 +125,7 @@ impl FileSystem {
         (under, name): (&DirPrefix, &ObjectName),
         create: Create,
         persistence: Persistence,
-        fill: impl FnOnce(&mut FileState),
+        fill: impl FnOnce(&Transaction, &Arc<File>, &mut FileState),
     ) -> Arc<File> {
         let now = self.env.wall();
         let tx = self.env.journal().begin();
@@ -145,7 +144,7 @@ impl FileSystem {
             state.stored = base;
             state.exclusive = create.flags & libc::O_EXCL != 0;
             state.buffer(&[], now).changed(WriteOrigin::Opening, now);
-            fill(&mut state);
+            fill(&tx, &file, &mut state);
             *table.local(name) = state.local.clone();
         }
         table.names_changed_in(under, now);

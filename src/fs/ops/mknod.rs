@@ -63,7 +63,7 @@ impl FileSystem {
                 if persistence == Persistence::Made {
                     self.may_create(&name)?;
                 }
-                let file = self.new_file(ctx, (&under, &name), create, persistence, |_| ());
+                let file = self.new_file(ctx, (&under, &name), create, persistence, |_, _, _| ());
                 self.temporaries.promote_later(&file);
                 Ok(self.namespace.own_entry(&file))
             }
@@ -197,7 +197,7 @@ impl FileSystem {
         self.may_create(name)?;
         let mode = local.mode.unwrap_or(self.env.options().file_mode);
         let create = Create { mode, umask: 0, flags: libc::O_EXCL };
-        Ok(self.new_file(ctx, (under, name), create, Persistence::Vault, |state| {
+        Ok(self.new_file(ctx, (under, name), create, Persistence::Vault, |_, _, state| {
             state.local = LocalAttr { mtime: None, ..local };
             let buffer = state.buffer(&[], self.env.wall());
             buffer.write_at(0, bytes.expose());

@@ -6,7 +6,9 @@ use std::time::Duration;
 use crate::fs::FileSystem;
 use crate::fs::handle::{Held, Opened, Writer};
 use crate::fs::inode::Node;
-use crate::fs::inode::file::File;
+use crate::fs::inode::file::{File, FileState};
+use crate::fs::inode::writers::WriteOrigin;
+use crate::fs::journal::Transaction;
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::may_write::Change;
@@ -17,6 +19,15 @@ const GUEST_FRESH: Duration = Duration::from_secs(1);
 
 /// How often an open loads a file that another open changes meanwhile.
 const LOADS: usize = 4;
+
+/// What a handle is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
+    /// The file is cut to nothing first.
+    Overwrite,
+}
 
 impl FileSystem {
     /// OPEN, written down where that is asked for.
@@ -61,7 +72,8 @@ impl FileSystem {
                 if flags & libc::O_DIRECT != 0 {
                     Box::pin(self.is_still_current(ctx, &file)).await?;
                 }
-                self.open_loaded(ctx, &file, writes).await
+                let access = if writes { Access::Write } else { Access::Read };
+                self.open_loaded(ctx, &file, access).await
             }
         }
     }
@@ -117,10 +129,16 @@ impl FileSystem {
     /// step: the RELEASE of another handle comes at any time, and frees bytes that no handle has
     /// open. So is looking whether the kernel has the size of another version: another open may
     /// find the file's version gone, and make it the newest one, at any time.
-    pub(super) fn open_now(&self, ctx: &RequestCtx, file: &Arc<File>, writes: bool) -> Option<Opened> {
-        let mut state = file.change_alone();
+    fn open_now(&self, ctx: &RequestCtx, file: &Arc<File>, access: Access) -> Option<Result<Opened>> {
+        let tx = self.env.journal().begin();
+        let mut state = file.change(&tx);
         if state.kernel_behind {
             return None;
+        }
+        if access == Access::Overwrite
+            && let Err(e) = self.resize_in(&mut state, 0, WriteOrigin::Opening)?
+        {
+            return Some(Err(e));
         }
         if state.buffer.is_none()
             && state.pinned.is_none()
@@ -128,12 +146,26 @@ impl FileSystem {
         {
             state.pinned = Some(self.env.bytes_in_memory(stored)?);
         }
+        let writes = access != Access::Read;
         if writes && state.failure.as_ref().is_some_and(|failure| failure.errno == Errno::EEXIST) {
             // This open comes after the name was seen to be taken: it means to change what it
             // shows.
             state.exclusive = false;
             state.failure = None;
         }
+        Some(Ok(self.open_in(&tx, ctx, file, &mut state, writes)))
+    }
+
+    /// A handle, as a part of a change of the file: a file that waits for its writer and has none
+    /// is stored by a successor.
+    pub(super) fn open_in(
+        &self,
+        tx: &Transaction,
+        ctx: &RequestCtx,
+        file: &Arc<File>,
+        state: &mut FileState,
+        writes: bool,
+    ) -> Opened {
         if writes {
             state.mark_storable();
         }
@@ -143,8 +175,7 @@ impl FileSystem {
             state.add_writer(fh);
             Writer::of(ctx.caller.pid)
         });
-        drop(state);
-        Some(self.handles.open_numbered(ctx, fh, Held::File { file: file.clone(), writer }))
+        self.handles.open_in(tx, ctx, fh, Held::File { file: file.clone(), writer })
     }
 
     /// The same, fetching the bytes if need be.
@@ -152,18 +183,18 @@ impl FileSystem {
         self: &Arc<Self>,
         ctx: &RequestCtx,
         file: &Arc<File>,
-        writes: bool,
+        access: Access,
     ) -> Result<Opened> {
-        if let Some(opened) = self.open_now(ctx, file, writes) {
-            return Ok(opened);
+        if let Some(opened) = self.open_now(ctx, file, access) {
+            return opened;
         }
         let call = ctx.call().await;
         let _in_use = file.in_use();
         for _ in 0..LOADS {
             Box::pin(self.load(call, file)).await?;
             Box::pin(self.let_kernel_forget(file)).await;
-            if let Some(opened) = self.open_now(ctx, file, writes) {
-                return Ok(opened);
+            if let Some(opened) = self.open_now(ctx, file, access) {
+                return opened;
             }
         }
         Err(Errno::EIO)

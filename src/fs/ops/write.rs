@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::fs::FileSystem;
 use crate::fs::handle::Held;
 use crate::fs::inode::Node;
-use crate::fs::inode::file::{File, Persistence};
+use crate::fs::inode::file::{File, FileState, Persistence};
 use crate::fs::inode::writers::WriteOrigin;
 use crate::fs::types::attr::{Attr, SetAttr};
 use crate::fs::types::ctx::RequestCtx;
@@ -138,7 +138,15 @@ impl FileSystem {
         size: u64,
         origin: WriteOrigin,
     ) -> Option<Result<()>> {
-        let mut state = file.change_alone();
+        self.resize_in(&mut file.change_alone(), size, origin)
+    }
+
+    pub(super) fn resize_in(
+        &self,
+        state: &mut FileState,
+        size: u64,
+        origin: WriteOrigin,
+    ) -> Option<Result<()>> {
         if size > self.env.options().max_size {
             return Some(Err(self.too_big(state.name.as_str())));
         }
@@ -151,7 +159,7 @@ impl FileSystem {
         if state.buffer.is_none() && state.pinned.is_none() && state.stored.is_some() && size > 0 {
             return None;
         }
-        if let Err(e) = self.temporaries.reserve_room(&mut state, size) {
+        if let Err(e) = self.temporaries.reserve_room(state, size) {
             return Some(Err(e));
         }
         let now = self.env.wall();
