@@ -2,9 +2,9 @@
 //!
 //! `VAULTFS_TEST_CRASH=FILE` names a file with the name of a point in it. The process that comes by
 //! takes the file away and kills itself, so that each file is one death; behind the word `always`
-//! it leaves the file, and behind `abort` it leaves it and crashes. Behind `stall` the thread stays
-//! there for good instead, with what it has locked; behind `grow` it takes memory, 1 GiB at the
-//! most.
+//! it leaves the file, and behind `abort` it leaves it and crashes. Behind `panic` the thread
+//! panics instead, once; behind `stall` it stays there for good, with what it has locked; behind
+//! `grow` it takes memory, 1 GiB at the most.
 //!
 //! A test without a process of its own sees the points that its thread passes ([`observe`]).
 
@@ -35,6 +35,9 @@ pub fn point(name: &str) {
         loop {
             std::thread::park();
         }
+    }
+    if wanted.trim().strip_prefix("panic ") == Some(name) && std::fs::remove_file(file).is_ok() {
+        panic!("a test wants it");
     }
     if wanted.trim().strip_prefix("grow ") == Some(name) {
         std::hint::black_box((0..1024).map(|_| vec![1_u8; 1 << 20]).collect::<Vec<_>>());

@@ -191,8 +191,9 @@ pub fn start(config: &LogConfig, mountpoint: &Path) {
     drop(started);
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("{}", bug(panic));
-        // A session thread that is gone would leave half of the mount's requests waiting.
-        if std::thread::current().name().is_some_and(|n| n.starts_with("fuser-")) {
+        // The runtime catches what its threads do. Any other thread would be gone, and what waits
+        // for it would wait for good, or go on as if it had been done: a successor does it.
+        if !matches!(std::thread::current().name(), Some(RUNTIME_THREAD | "main")) {
             std::process::abort();
         }
     }));
@@ -208,6 +209,9 @@ pub fn fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     };
     format::debug_fn(field).delimited(" ")
 }
+
+/// The name of the runtime's threads.
+pub const RUNTIME_THREAD: &str = "vaultfs-async";
 
 /// Makes panics say no more than where they happened, on standard error: for every process, until
 /// it has a log.

@@ -187,9 +187,9 @@ impl Service {
         Ok(self.store.metadata(id).await?)
     }
 
-    /// All versions, newest first.
-    pub async fn versions(&self, id: Ulid) -> ServiceResult<Vec<VersionRow>> {
-        Ok(self.store.versions(id).await?)
+    /// All versions, or so many, newest first.
+    pub async fn versions(&self, id: Ulid, newest: Option<u32>) -> ServiceResult<Vec<VersionRow>> {
+        Ok(self.store.versions(id, newest).await?)
     }
 
     /// One page of objects.

@@ -197,8 +197,8 @@ impl Vault for LazyVault {
         self.vault(call).await?.list(call, query).await
     }
 
-    async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
-        self.vault(call).await?.versions(call, id).await
+    async fn versions(&self, call: &Call, id: &ObjectId, since: Check<'_>) -> Result<Vec<VersionInfo>> {
+        self.vault(call).await?.versions(call, id, since).await
     }
 
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {

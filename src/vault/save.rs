@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::vault::cache::{Cache, is_outage};
 use crate::vault::{
-    Call, Content, Error, ErrorKind, Form, IdempotencyKey, Meta, Object, ObjectId, ObjectName, Result,
+    Call, Check, Content, Error, ErrorKind, Form, IdempotencyKey, Meta, Object, ObjectId, ObjectName, Result,
     VersionInfo, VersionTag,
 };
 
@@ -89,6 +89,16 @@ pub enum After {
     Any(ObjectId, VersionTag),
     /// Just this version: the vault checks.
     Just(ObjectId, VersionTag),
+}
+
+impl After {
+    /// The version that it follows.
+    fn version(&self) -> Check<'_> {
+        match self {
+            After::Nothing => None,
+            After::Any(_, version) | After::Just(_, version) => Some(version),
+        }
+    }
 }
 
 /// What became of an attempt.
@@ -383,7 +393,7 @@ impl Save<'_> {
         if let Some(outcome) = self.outcome_by_key(sent, now).await? {
             return Ok(outcome);
         }
-        let history = match self.cache.vault().versions(self.call, &now.id).await {
+        let history = match self.cache.vault().versions(self.call, &now.id, sent.after.version()).await {
             Ok(history) => history,
             Err(e) if is_outage(e.kind) => return Err(e),
             Err(_) => return Ok(Outcome::Unknown(Some(now.clone()))),

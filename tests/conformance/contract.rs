@@ -14,10 +14,10 @@ use vaultfs::vault::client::{HttpConfig, Opened, Target};
 use vaultfs::vault::prefix::PrefixVault;
 use vaultfs::vault::testing::faulty::FaultyVault;
 use vaultfs::vault::testing::memory::MemoryVault;
-use vaultfs::vault::{Call, Content, Dialect, DynVault, ErrorKind, ListQuery, ObjectName};
+use vaultfs::vault::{Call, Content, Dialect, DynVault, ErrorKind, ListQuery, ObjectId, ObjectName};
 
 use super::vault_contract as contract;
-use crate::support::vault_server::Server;
+use crate::support::vault_server::{Server, id};
 
 const MAX_SIZE: usize = 1024 * 1024;
 
@@ -126,7 +126,7 @@ async fn kv_over_the_socket_of_the_embedded_vault() {
             let made = writer.create(&call(), &name, &Content::plain(bytes)).await.unwrap();
             let read = reader.get_by_name(&call(), &name).await.unwrap();
             assert_eq!(read.content.bytes.expose(), bytes);
-            let history = reader.versions(&call(), &made.id).await.unwrap();
+            let history = reader.versions(&call(), &made.id, None).await.unwrap();
             assert_eq!(history[0].size, Some(bytes.len() as u64));
             writer.delete(&call(), &made.id, None).await.unwrap();
         }
@@ -156,4 +156,43 @@ async fn http_over_the_socket_of_the_embedded_vault() {
     first.shutdown().await;
     let e = vault.list(&call(), &ListQuery::first()).await.unwrap_err();
     assert_eq!(e.kind, ErrorKind::Unreachable);
+}
+
+/// A mount that looks for a save of its own, whose answer was lost, asks for the newest alone.
+#[tokio::test]
+async fn of_a_long_history_the_newest_versions_alone_can_be_had() {
+    let s = server().await;
+    let object = id(&s.create("much/changed", r#"{"value":"1"}"#).await.ok());
+    for n in 2..=120 {
+        s.update(&object, &format!(r#"{{"value":"{n}"}}"#)).await.ok();
+    }
+    let routes = [format!("/vault/object/versions?id={object}&"), format!("/vault/v1/kv/{object}/versions?")];
+    for route in &routes {
+        let all = s.get(route.trim_end_matches(['&', '?'])).await.ok()["data"].as_array().unwrap().clone();
+        assert_eq!(all.len(), 120, "{route}");
+        for limit in [1, 64, 100] {
+            let some = s.get(&format!("{route}limit={limit}")).await.ok();
+            assert_eq!(some["data"].as_array().unwrap(), &all[..limit], "{route}");
+        }
+        for bad in ["0", "", "x", "-1"] {
+            let refused = s.get(&format!("{route}limit={bad}")).await;
+            assert_eq!(refused.status.as_u16(), 400, "{refused:?}");
+        }
+    }
+    for dialect in [Dialect::Object, Dialect::Kv] {
+        let vault = open_as(Target::Url(s.url.clone()), SecretString::new(s.key.clone()), Some(dialect))
+            .await
+            .unwrap()
+            .vault;
+        let all = vault.versions(&call(), &ObjectId::new(&*object), None).await.unwrap();
+        let since = async |n: usize| {
+            let some =
+                vault.versions(&call(), &ObjectId::new(&*object), Some(&all[n - 1].tag)).await.unwrap();
+            some.into_iter().map(|v| v.tag).collect::<Vec<_>>()
+        };
+        let tags = |from: usize| all[from - 1..].iter().map(|v| v.tag.clone()).collect::<Vec<_>>();
+        assert_eq!(since(119).await, tags(57), "one page");
+        assert_eq!(since(57).await, tags(57));
+        assert_eq!(since(56).await, tags(1), "it is not on the page");
+    }
 }

@@ -120,8 +120,8 @@ impl Vault for Gate {
     async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page> {
         self.open()?.list(call, query).await
     }
-    async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
-        self.open()?.versions(call, id).await
+    async fn versions(&self, call: &Call, id: &ObjectId, since: Check<'_>) -> Result<Vec<VersionInfo>> {
+        self.open()?.versions(call, id, since).await
     }
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
         self.open()?.version(call, id, version).await

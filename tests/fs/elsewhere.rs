@@ -50,7 +50,7 @@ impl Shell {
     pub async fn history(&self, name: &str) -> Vec<String> {
         let Some(meta) = self.meta(name).await else { return Vec::new() };
         let mut all = Vec::new();
-        for info in self.as_it_is(self.memory.versions(&self.elsewhere(), &meta.id)).await.unwrap() {
+        for info in self.as_it_is(self.memory.versions(&self.elsewhere(), &meta.id, None)).await.unwrap() {
             let object = self.as_it_is(self.memory.version(&self.elsewhere(), &meta.id, &info)).await;
             let bytes = object.map(|object| object.content.bytes.expose().to_vec()).unwrap_or_default();
             all.push(String::from_utf8(bytes).unwrap());

@@ -334,9 +334,9 @@ impl Vault for Meddler {
         self.here()?;
         self.memory.list(call, query).await
     }
-    async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
+    async fn versions(&self, call: &Call, id: &ObjectId, since: Check<'_>) -> Result<Vec<VersionInfo>> {
         self.here()?;
-        self.memory.versions(call, id).await
+        self.memory.versions(call, id, since).await
     }
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
         self.here()?;

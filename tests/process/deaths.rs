@@ -147,6 +147,25 @@ fn a_request_that_kills_workers_is_given_up() {
     fs::write(slow.mount.path("f"), "everything else goes on").unwrap();
 }
 
+/// Nothing in the process would miss the thread that tells the kernel what is new: readers would
+/// have old bytes for good.
+#[test]
+fn a_worker_ends_with_a_thread_of_its_own_and_what_that_was_to_do_is_done() {
+    let slow = Slow::start(0, &[IMMORTAL], &["--format", "json"]);
+    let path = slow.mount.path("f");
+    fs::write(&slow.point, "panic notice").unwrap();
+    // The name is to show another file: what the vault made of it.
+    fs::write(&path, r#"{"n":1}"#).unwrap();
+    until("a thread has panicked", || !slow.point.exists());
+    until("another worker serves", || slow.mount.status()["restarts"] == 1);
+    assert_eq!(slow.mount.status()["last_end"], "it was killed by signal 6");
+    until("the new bytes show", || fs::read(&path).unwrap() == b"{\n  \"n\": 1\n}\n");
+    fs::write(&path, r#"{"n":2}"#).unwrap();
+    until("later ones, too", || fs::read(&path).unwrap() == b"{\n  \"n\": 2\n}\n");
+    assert_eq!(slow.mount.versions("f"), [1, 2]);
+    slow.mount.unmount();
+}
+
 #[test]
 fn a_request_that_takes_all_memory_is_given_up() {
     let Some(group) = Limited::to("memory", "memory.max", "memory.limit_in_bytes", 192 << 20) else { return };

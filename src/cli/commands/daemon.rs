@@ -127,7 +127,7 @@ fn work() -> anyhow::Result<ExitCode> {
     log::start(&serde_json::from_value(config.log.clone())?, &config.mountpoint);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .thread_name("vaultfs-async")
+        .thread_name(log::RUNTIME_THREAD)
         .enable_all()
         .build()?;
     runtime.spawn(allocator::give_back());

@@ -22,6 +22,7 @@ use nix::sched::{CloneFlags, unshare};
 use tokio::sync::oneshot;
 
 use crate::daemon::helper::Order;
+use crate::failpoint;
 use crate::fs::{HelperCall, Kernel};
 use crate::sys::channel::Channel;
 use crate::sys::mount_table;
@@ -132,6 +133,7 @@ fn start(kept: RawFd, send: impl Fn(Notice) + Send + 'static) -> std::io::Result
             tracing::debug!(%error, "the thread for notifications shares its descriptors");
         }
         for notice in receiver {
+            failpoint::point("notice");
             // The other thread ends after this one.
             match notice {
                 Notice::Then(then) => drop(done.send(then)),

@@ -218,9 +218,10 @@ pub async fn metadata(State(app): State<App>, uri: Uri) -> ApiResult {
     described(&app.service, StatusCode::OK, &app.service.metadata(id(&uri)?).await?)
 }
 
-/// GET /vault/v1/kv/{id}/versions
-pub async fn versions(State(app): State<App>, uri: Uri) -> ApiResult {
-    let rows = app.service.versions(id(&uri)?).await?.into_iter();
+/// GET /vault/v1/kv/{id}/versions?limit
+pub async fn versions(State(app): State<App>, uri: Uri, RawQuery(query): RawQuery) -> ApiResult {
+    let newest = optional_limit(&Query::parse(query.as_deref())?)?;
+    let rows = app.service.versions(id(&uri)?, newest).await?.into_iter();
     let data = rows.map(|row| KvVersion {
         id: uuid_text(row.uid.0),
         created_at: row.created_at.to_string(),
@@ -245,12 +246,7 @@ pub async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> ApiResul
 }
 
 fn list_request(query: &Query) -> Result<ListRequest, ApiError> {
-    let limit = match query.optional("limit")? {
-        None => DEFAULT_LIMIT,
-        Some(text) => {
-            limit(text).ok_or_else(|| ApiError::invalid("limit must be a whole number, 1 or more"))?
-        }
-    };
+    let limit = optional_limit(query)?.unwrap_or(DEFAULT_LIMIT);
     let order = match query.optional("order")? {
         None | Some("asc") => Order::Ascending,
         Some("desc") => Order::Descending,
@@ -264,6 +260,12 @@ fn list_request(query: &Query) -> Result<ListRequest, ApiError> {
     let updated_after = after.map(|text| parse_moment(text).ok_or_else(bad_date)).transpose()?;
     let search = query.optional("search")?.map(str::to_owned);
     Ok(ListRequest { from: page_from(query)?, order, limit, search, updated_after })
+}
+
+/// The parameter `limit`.
+fn optional_limit(query: &Query) -> Result<Option<u32>, ApiError> {
+    let bad = || ApiError::invalid("limit must be a whole number, 1 or more");
+    query.optional("limit")?.map(|text| limit(text).ok_or_else(bad)).transpose()
 }
 
 /// A page's size; more than there can be is as many as there can be.

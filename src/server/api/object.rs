@@ -175,18 +175,18 @@ pub async fn get_by_name(State(app): State<App>, RawQuery(query): RawQuery) -> A
     shown_with_data(&row, &value)
 }
 
+/// The parameter `limit`.
+fn optional_limit(query: &Query) -> Result<Option<u32>, ApiError> {
+    let bad = || ApiError::invalid(format!("limit must be a whole number from 1 to {MAX_LIMIT}"));
+    let limit =
+        |text| number(text).and_then(|n| u32::try_from(n).ok()).filter(|n| (1..=MAX_LIMIT).contains(n));
+    query.optional("limit")?.map(|text| limit(text).ok_or_else(bad)).transpose()
+}
+
 /// GET /vault/object/list?limit=&after=&before=
 pub async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> ApiResult {
     let query = Query::parse(query.as_deref())?;
-    let limit = match query.optional("limit")? {
-        None => DEFAULT_LIMIT,
-        Some(text) => number(text)
-            .and_then(|n| u32::try_from(n).ok())
-            .filter(|n| (1..=MAX_LIMIT).contains(n))
-            .ok_or_else(|| {
-                ApiError::invalid(format!("limit must be a whole number from 1 to {MAX_LIMIT}"))
-            })?,
-    };
+    let limit = optional_limit(&query)?.unwrap_or(DEFAULT_LIMIT);
     let from = page_from(&query)?;
     let order = Order::Ascending;
     let page =
@@ -242,10 +242,11 @@ pub async fn metadata(State(app): State<App>, RawQuery(query): RawQuery) -> ApiR
     shown(&app.service.metadata(id).await?)
 }
 
-/// GET /vault/object/versions?id=
+/// GET /vault/object/versions?id=&limit
 pub async fn versions(State(app): State<App>, RawQuery(query): RawQuery) -> ApiResult {
-    let id = object_id(Query::parse(query.as_deref())?.required("id")?)?;
-    let rows = app.service.versions(id).await?.into_iter();
+    let query = Query::parse(query.as_deref())?;
+    let id = object_id(query.required("id")?)?;
+    let rows = app.service.versions(id, optional_limit(&query)?).await?.into_iter();
     let data = rows.map(|row| ShownVersion {
         version: row.number,
         created_at: row.created_at.to_string(),

@@ -372,8 +372,8 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<ObjectRow, StoreError>;
     /// Deletes the object with all its versions; with `check`, only while that is the current one.
     async fn delete(&self, id: Ulid, check: Option<VersionUid>) -> Result<ObjectRow, StoreError>;
-    /// All versions, newest first.
-    async fn versions(&self, id: Ulid) -> Result<Vec<VersionRow>, StoreError>;
+    /// All versions, or so many, newest first.
+    async fn versions(&self, id: Ulid, newest: Option<u32>) -> Result<Vec<VersionRow>, StoreError>;
     /// The object as it was at one version.
     async fn version(&self, id: Ulid, number: u64) -> Result<SealedObject, StoreError>;
     /// The API key with this hash.

@@ -103,7 +103,7 @@ async fn time_does_not_run_backwards() {
     assert_eq!(v.create("c", 2000).await.unwrap().updated_at, Millis(2000));
     let waited = v.create("d", 1990).await.unwrap();
     assert_eq!(waited.updated_at, Millis(2000), "a change that waits is not ahead of the clock");
-    let history = v.store.versions(a.id).await.unwrap();
+    let history = v.store.versions(a.id, None).await.unwrap();
     assert_eq!(
         history.iter().map(|row| (row.number, row.current)).collect::<Vec<_>>(),
         [(2, true), (1, false)]

@@ -357,7 +357,7 @@ impl Cache {
         if let Some(history) = self.state().histories.get(&key).cloned() {
             return Ok(history);
         }
-        let history = Arc::new(self.vault.versions(call, id).await?);
+        let history = Arc::new(self.vault.versions(call, id, None).await?);
         if history.iter().any(|v| v.current && v.tag == current.version) {
             self.state().histories.put(key, history.clone());
         }

@@ -400,8 +400,8 @@ impl Vault for RevocationDetector {
         page
     }
 
-    async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
-        let ask = || self.inner.versions(call, id);
+    async fn versions(&self, call: &Call, id: &ObjectId, since: Check<'_>) -> Result<Vec<VersionInfo>> {
+        let ask = || self.inner.versions(call, id, since);
         let check = |state: &mut CacheState, answer: &Result<Vec<VersionInfo>>, times: Times, is_retry| {
             check_history(state, id, answer, times.asked, is_retry)
         };

@@ -213,8 +213,8 @@ impl Vault for CheckedVault {
         self.inner.list(call, query).await
     }
 
-    async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
-        self.inner.versions(call, id).await
+    async fn versions(&self, call: &Call, id: &ObjectId, since: Check<'_>) -> Result<Vec<VersionInfo>> {
+        self.inner.versions(call, id, since).await
     }
 
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {

@@ -22,7 +22,7 @@ use crate::vault::client::retry::Idempotency;
 use crate::vault::client::status::{bad_answer, confirmed};
 use crate::vault::client::transport::{Answer, Body, Request, Transport};
 use crate::vault::client::wire::{
-    WireKvMetadata, WireKvObject, WireKvVersion, WirePage, all_pages, parse, parse_time,
+    WireKvMetadata, WireKvObject, WireKvVersion, WirePage, history, parse, parse_time,
 };
 use crate::vault::client::{check_name, check_size, quoted, segment, too_large};
 use crate::vault::codec::{self, CodecError};
@@ -200,7 +200,7 @@ fn written(time: SystemTime) -> String {
 }
 
 /// The dialect does not say in which order versions come, nor does it number them.
-fn history(mut wire: Vec<WireKvVersion>) -> Vec<VersionInfo> {
+fn numbered(mut wire: Vec<WireKvVersion>) -> Vec<VersionInfo> {
     wire.retain(|v| v.id.as_ref().is_some_and(|id| !id.is_empty()));
     let mut seen = std::collections::HashSet::new();
     wire.retain(|v| seen.insert(v.id.clone()));
@@ -303,10 +303,10 @@ impl Vault for KvVault {
         page(&self.transport.send(call, &request).await?, &request, query)
     }
 
-    async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
+    async fn versions(&self, call: &Call, id: &ObjectId, since: Check<'_>) -> Result<Vec<VersionInfo>> {
         let operation = format!("listing the versions of the object {}", quoted(id.as_str()));
         let request = Request::get(path(id, "/versions", &operation)?, Vec::new(), operation);
-        Ok(history(all_pages(&self.transport, call, request).await?))
+        history(&self.transport, call, request, since, numbered).await
     }
 
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
@@ -329,7 +329,7 @@ impl Vault for KvVault {
             object.meta.version = version.tag.clone();
             return Ok(object);
         }
-        let history = self.versions(call, id).await?;
+        let history = self.versions(call, id, None).await?;
         Err(match history.iter().any(|v| v.tag == version.tag) {
             true => unsupported(),
             false => {
@@ -350,7 +350,7 @@ pub(super) fn fuzz(answer: &Answer, request: &Request) {
     }
     let _ = created(answer, request, &name);
     if let Ok(page) = parse::<WirePage<WireKvVersion>>(answer, request) {
-        let history = history(page.data);
+        let history = numbered(page.data);
         assert!(history.iter().enumerate().all(|(i, v)| v.number == i as u64 + 1));
         assert_eq!(history.iter().filter(|v| v.current).count(), history.len().min(1));
     }

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::vault::client::status::{bad_answer, confirmed};
 use crate::vault::client::transport::{Answer, Body, Request, Transport};
-use crate::vault::client::wire::{WireObject, WirePage, WireVersionInfo, all_pages, parse, parse_time};
+use crate::vault::client::wire::{WireObject, WirePage, WireVersionInfo, history, parse, parse_time};
 use crate::vault::client::{check_name, check_size, quoted, too_large};
 use crate::vault::codec::{self, CodecError};
 use crate::vault::testing::memory::OBJECT_CAPABILITIES;
@@ -120,7 +120,7 @@ pub(super) fn list_request(query: &ListQuery) -> Request {
     Request::get("/vault/object/list", pairs, "listing the vault".to_owned()).of_no_object()
 }
 
-fn history(mut wire: Vec<WireVersionInfo>) -> Vec<VersionInfo> {
+fn numbered(mut wire: Vec<WireVersionInfo>) -> Vec<VersionInfo> {
     // Newest first on the wire; a number that is missing follows from the place.
     let count = wire.len() as u64;
     let numbers: Vec<u64> = wire
@@ -227,10 +227,10 @@ impl Vault for ObjectVault {
         page(&self.transport.send(call, &request).await?, &request, query)
     }
 
-    async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
+    async fn versions(&self, call: &Call, id: &ObjectId, since: Check<'_>) -> Result<Vec<VersionInfo>> {
         let operation = format!("listing the versions of the object {}", quoted(id.as_str()));
         let request = Request::get("/vault/object/versions", vec![("id", id.to_string())], operation);
-        Ok(history(all_pages(&self.transport, call, request).await?))
+        history(&self.transport, call, request, since, numbered).await
     }
 
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {
@@ -248,7 +248,7 @@ pub(super) fn fuzz(answer: &Answer, request: &Request) {
         assert!(object.content.bytes.len() <= 100 && !object.meta.id.as_str().is_empty());
     }
     if let Ok(page) = parse::<WirePage<WireVersionInfo>>(answer, request) {
-        let history = history(page.data);
+        let history = numbered(page.data);
         assert!(history.is_sorted_by(|a, b| a.number < b.number));
         assert_eq!(history.iter().filter(|v| v.current).count(), history.len().min(1));
     }

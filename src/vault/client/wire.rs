@@ -12,7 +12,7 @@ use crate::clock::bounded;
 use crate::vault::client::MAX_PAGES;
 use crate::vault::client::status::bad_answer;
 use crate::vault::client::transport::{Answer, Request, Transport};
-use crate::vault::{Call, Result, VersionTag};
+use crate::vault::{Call, Check, ErrorKind, Result, VersionInfo, VersionTag};
 
 /// Reads an answer. A sentence of serde's may repeat what it read, so none is passed on.
 pub fn parse<'a, T: Deserialize<'a>>(answer: &'a Answer, request: &Request) -> Result<T> {
@@ -167,8 +167,38 @@ impl<T> WirePage<T> {
     }
 }
 
+/// How many of the newest versions are asked for first where a base is looked for.
+const RECENT: usize = 64;
+
+/// The versions of an object; `read` brings them in order. With `since` those from that one on are
+/// enough: a vault that knows no `limit` sends all of them.
+pub async fn history<T: DeserializeOwned>(
+    transport: &Transport,
+    call: &Call,
+    mut request: Request,
+    since: Check<'_>,
+    read: fn(Vec<T>) -> Vec<VersionInfo>,
+) -> Result<Vec<VersionInfo>> {
+    if let Some(since) = since {
+        request.query.push(("limit", RECENT.to_string()));
+        match transport.send(call, &request).await {
+            Ok(answer) => {
+                let versions = read(parse::<WirePage<T>>(&answer, &request)?.data);
+                if versions.iter().any(|version| version.tag == *since) {
+                    return Ok(versions);
+                }
+            }
+            // It refuses what it does not know.
+            Err(e) if e.kind == ErrorKind::Invalid => {}
+            Err(e) => return Err(e),
+        }
+        request.query.pop();
+    }
+    Ok(read(all_pages(transport, call, request).await?))
+}
+
 /// The items of all pages of a listing, of [`MAX_PAGES`] at the most.
-pub async fn all_pages<T: DeserializeOwned>(
+async fn all_pages<T: DeserializeOwned>(
     transport: &Transport,
     call: &Call,
     mut request: Request,

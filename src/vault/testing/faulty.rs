@@ -359,8 +359,8 @@ impl Vault for FaultyVault {
         Ok(page)
     }
 
-    async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
-        self.run(call, Op::Versions, self.name_of(id).as_ref(), self.inner.versions(call, id)).await
+    async fn versions(&self, call: &Call, id: &ObjectId, since: Check<'_>) -> Result<Vec<VersionInfo>> {
+        self.run(call, Op::Versions, self.name_of(id).as_ref(), self.inner.versions(call, id, since)).await
     }
 
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {

@@ -410,7 +410,7 @@ impl Vault for MemoryVault {
         Ok(Page { items: rows.into_iter().map(|(_, row)| summary(row)).collect(), next })
     }
 
-    async fn versions(&self, call: &Call, id: &ObjectId) -> Result<Vec<VersionInfo>> {
+    async fn versions(&self, call: &Call, id: &ObjectId, since: Check<'_>) -> Result<Vec<VersionInfo>> {
         let state = self.read(call, Op::Versions)?;
         let row = state.row(id)?;
         let last = row.versions.len();
@@ -421,7 +421,8 @@ impl Vault for MemoryVault {
             size: Some(version.content.bytes.len() as u64),
             current: i + 1 == last,
         };
-        Ok(row.versions.iter().enumerate().map(info).collect())
+        let first = row.versions.iter().position(|version| Some(&version.tag) == since).unwrap_or(0);
+        Ok(row.versions.iter().enumerate().skip(first).map(info).collect())
     }
 
     async fn version(&self, call: &Call, id: &ObjectId, version: &VersionInfo) -> Result<Object> {

@@ -180,7 +180,7 @@ pub async fn an_update_that_comes_again_makes_nothing(vault: &DynVault) {
         let again = vault.update(&once, &first.id, &content, check).await.expect("again");
         assert_eq!(again, made, "as it was at first");
     }
-    assert_eq!(vault.versions(&call(), &first.id).await.expect("versions").len(), 3);
+    assert_eq!(vault.versions(&call(), &first.id, None).await.expect("versions").len(), 3);
     assert_eq!(vault.get(&call(), &first.id).await.expect("get").content, Content::plain("third"));
     vault.update(&keyed(), &other.id, &content, None).await.expect("update of another");
     // What was refused made nothing, and may come again.
@@ -210,7 +210,7 @@ pub async fn update_makes_versions(vault: &DynVault) {
         assert!(meta.updated_at >= made.updated_at);
         tags.push(meta.version);
     }
-    let history = vault.versions(&call(), &made.id).await.expect("versions");
+    let history = vault.versions(&call(), &made.id, None).await.expect("versions");
     assert_eq!(history.iter().map(|v| v.number).collect::<Vec<_>>(), [1, 2, 3]);
     assert_eq!(history.iter().map(|v| v.tag.clone()).collect::<Vec<_>>(), tags);
     assert_eq!(history.iter().map(|v| v.current).collect::<Vec<_>>(), [false, false, true]);
@@ -226,6 +226,13 @@ pub async fn update_makes_versions(vault: &DynVault) {
             assert_fails(read, ErrorKind::Unsupported, "value of an old version");
         }
     }
+    for since in &tags {
+        let some = vault.versions(&call(), &made.id, Some(since)).await.expect("versions since");
+        let some: Vec<_> = some.into_iter().map(|v| v.tag).collect();
+        assert!(some.contains(since) && tags.ends_with(&some), "since {since}: {some:?}");
+    }
+    let unknown = vault.versions(&call(), &made.id, Some(&VersionTag::new("99"))).await.expect("versions");
+    assert_eq!(unknown.len(), 3, "what is not there leaves nothing out");
     let now = vault.get_by_name(&call(), &made.name).await.expect("get_by_name");
     assert_eq!((&now.meta.version, now.content), (&tags[2], Content::plain("three")));
     remove(vault, &made.id).await;
@@ -260,7 +267,7 @@ pub async fn delete_is_for_good(vault: &DynVault) {
     remove(vault, &made.id).await;
     assert_gone(vault, &made).await;
     let anew = create(vault, "gone", "again").await;
-    let history = vault.versions(&call(), &anew.id).await.expect("versions");
+    let history = vault.versions(&call(), &anew.id, None).await.expect("versions");
     assert_eq!(history.len(), 1, "a new object begins a new history");
     remove(vault, &anew.id).await;
     assert_empty(vault).await;
@@ -281,7 +288,7 @@ async fn assert_gone(vault: &DynVault, meta: &Meta) {
     assert_fails(vault.metadata(&call(), id).await, not_found, "metadata");
     assert_fails(vault.update(&call(), id, &Content::plain("x"), None).await, not_found, "update");
     assert_fails(vault.delete(&call(), id, None).await, not_found, "delete");
-    assert_fails(vault.versions(&call(), id).await, not_found, "versions");
+    assert_fails(vault.versions(&call(), id, None).await, not_found, "versions");
     assert_fails(vault.version(&call(), id, &first).await, not_found, "version");
 }
 
@@ -293,7 +300,7 @@ pub async fn unknown_things_are_not_found(vault: &DynVault) {
         assert_fails(vault.delete(&call(), &id, None).await, ErrorKind::NotFound, id.as_str());
     }
     let made = create(vault, "known", "x").await;
-    let mut info = vault.versions(&call(), &made.id).await.expect("versions").remove(0);
+    let mut info = vault.versions(&call(), &made.id, None).await.expect("versions").remove(0);
     info.number = 7;
     info.tag = VersionTag::new("7");
     assert_fails(vault.version(&call(), &made.id, &info).await, ErrorKind::NotFound, "version 7");
@@ -335,7 +342,7 @@ pub async fn contents_come_back(vault: &DynVault) {
         vault.update(&call(), &made.id, &content, None).await.expect(&shown);
         let read = vault.get(&call(), &made.id).await.expect(&shown);
         assert!(read.content.bytes.expose() == *bytes, "{shown:?} comes back");
-        let history = vault.versions(&call(), &made.id).await.expect(&shown);
+        let history = vault.versions(&call(), &made.id, None).await.expect(&shown);
         let last = history.last().expect("there is a version");
         assert!(last.size.is_none_or(|size| size == bytes.len() as u64), "{shown:?} has its size");
         let other = vault.create(&call(), &name("bytes too"), &content).await.expect(&shown);
@@ -445,7 +452,7 @@ pub async fn racing_updates_all_count(vault: &DynVault) {
     tags.sort();
     tags.dedup();
     assert_eq!(tags.len(), 9, "every version has a tag of its own");
-    let history = vault.versions(&call(), &made.id).await.expect("versions");
+    let history = vault.versions(&call(), &made.id, None).await.expect("versions");
     assert_eq!(history.len(), 9);
     remove(vault, &made.id).await;
     assert_empty(vault).await;

@@ -96,7 +96,7 @@ impl World {
             Err(e) if e.kind == ErrorKind::NotFound => return None,
             Err(e) => panic!("{e}"),
         };
-        let versions = self.truth.versions(&soon(), &object.meta.id).await.unwrap();
+        let versions = self.truth.versions(&soon(), &object.meta.id, None).await.unwrap();
         let text = String::from_utf8(object.content.bytes.expose().to_vec()).unwrap();
         Some((versions.len(), text))
     }

@@ -128,9 +128,23 @@ async fn missing_fields_are_tolerated_where_it_makes_sense() {
     let page = vault.list(&call(), &ListQuery::first()).await.unwrap();
     assert_eq!((page.items.len(), page.next), (1, None));
     for count in [2, 3] {
-        let history = vault.versions(&call(), &id()).await.unwrap();
+        let history = vault.versions(&call(), &id(), None).await.unwrap();
         assert_eq!(history.iter().map(|v| v.number).collect::<Vec<_>>(), (1..=count).collect::<Vec<_>>());
         assert_eq!(history.iter().filter(|v| v.current).map(|v| v.number).collect::<Vec<_>>(), [count]);
+    }
+}
+
+/// The reference knows no `limit` here.
+#[tokio::test]
+async fn a_vault_that_refuses_a_limit_is_asked_for_all_versions() {
+    let refusals = [400, 422].map(|status| Canned::json(status, r#"{"error":"Unexpected field: limit"}"#));
+    for refusal in refusals {
+        let all = Canned::json(200, r#"{"data":[{"version":2},{"version":1}]}"#);
+        let (server, vault) = setup(vec![refusal, all]).await;
+        let history = vault.versions(&call(), &id(), Some(&VersionTag::new("1"))).await.unwrap();
+        assert_eq!(history.len(), 2);
+        let asked: Vec<_> = server.seen().iter().map(|request| request.contains("limit=")).collect();
+        assert_eq!(asked, [true, false]);
     }
 }
 

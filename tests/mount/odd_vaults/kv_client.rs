@@ -191,7 +191,7 @@ async fn a_version_without_id_is_told_by_its_time_and_never_checked_for() {
         vault.delete(&call(), &id(), Some(&made.version)).await.unwrap();
         assert!(body_of(&server.seen()[1]).get("version_check").is_none());
         assert!(server.seen()[2].starts_with("DELETE /vault/v1/kv/u-1 "));
-        let info = vault.versions(&call(), &id()).await.unwrap().remove(0);
+        let info = vault.versions(&call(), &id(), None).await.unwrap().remove(0);
         let read = vault.version(&call(), &id(), &info).await.unwrap();
         assert_eq!((read.meta.version, read.content), (VersionTag::new("v-2"), Content::plain("x")));
     }
@@ -335,18 +335,18 @@ async fn versions_are_oldest_first_in_whatever_order_they_come() {
         r#"{"id":"a"},{"id":"b"},{"id":"c"},{"id":null},{}"#.to_owned(),
     ] {
         let (_server, vault) = setup(vec![Canned::json(200, &format!(r#"{{"data":[{data}]}}"#))]).await;
-        let history = vault.versions(&call(), &id()).await.unwrap();
+        let history = vault.versions(&call(), &id(), None).await.unwrap();
         assert_eq!(numbers(&history), expected, "{data}");
     }
     let (_server, vault) = setup(vec![Canned::json(200, r#"{"data":[]}"#)]).await;
-    assert_eq!(vault.versions(&call(), &id()).await.unwrap(), []);
+    assert_eq!(vault.versions(&call(), &id(), None).await.unwrap(), []);
 }
 
 #[tokio::test]
 async fn a_history_whose_cursors_do_not_move_is_read_once() {
     let same = r#"{"data":[{"id":"v-1"},{"id":"v-2","current_version":true}],"list_metadata":{"after":"c"}}"#;
     let (server, vault) = setup(vec![Canned::json(200, same)]).await;
-    let history = vault.versions(&call(), &id()).await.unwrap();
+    let history = vault.versions(&call(), &id(), None).await.unwrap();
     assert_eq!(numbers(&history), [(1, "v-1", false), (2, "v-2", true)]);
     assert_eq!(server.seen().len(), 2);
 }
@@ -356,7 +356,7 @@ async fn old_values_are_not_to_be_had() {
     let versions = r#"{"data":[{"id":"v-1","created_at":"2024-06-15T10:29:00Z","size":3},
         {"id":"v-2","created_at":"2024-06-15T10:30:00Z","current_version":true}],"list_metadata":{}}"#;
     let (server, vault) = setup(vec![Canned::json(200, versions), Canned::json(200, OBJECT)]).await;
-    let history = vault.versions(&call(), &id()).await.unwrap();
+    let history = vault.versions(&call(), &id(), None).await.unwrap();
     let e = vault.version(&call(), &id(), &history[0]).await.unwrap_err();
     assert_eq!((e.kind, server.seen().len()), (ErrorKind::Unsupported, 1), "that is known without asking");
     assert_eq!(vault.version(&call(), &id(), &history[1]).await.unwrap().content, secret());

@@ -218,7 +218,7 @@ impl ObjectSession {
 
     /// The versions of an object, oldest first.
     async fn history(&self, meta: &Meta) -> Result<Vec<VersionInfo>, Error> {
-        self.vault.versions(&self.call(), &meta.id).await.map_err(|e| named(&meta.name, e))
+        self.vault.versions(&self.call(), &meta.id, None).await.map_err(|e| named(&meta.name, e))
     }
 
     /// The value of an old version.

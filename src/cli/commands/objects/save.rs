@@ -92,7 +92,7 @@ mod tests {
 
     async fn history(session: &ObjectSession) -> usize {
         let id = session.read(&name()).await.unwrap().meta.id;
-        session.vault.versions(&session.call(), &id).await.unwrap().len()
+        session.vault.versions(&session.call(), &id, None).await.unwrap().len()
     }
 
     #[tokio::test]

@@ -283,13 +283,14 @@ fn version(tx: &Connection, id: Ulid, number: u64) -> Result<SealedObject> {
     Ok(found)
 }
 
-fn versions(tx: &Transaction<'_>, id: Ulid) -> Result<Vec<VersionRow>> {
+fn versions(tx: &Transaction<'_>, id: Ulid, newest: Option<u32>) -> Result<Vec<VersionRow>> {
     let found = object_by_id(tx, id)?;
     let current = found.row.version;
     let mut statement = tx.prepare_cached(
-        "SELECT number, uid, created_at, size, etag FROM versions WHERE object = ?1 ORDER BY number DESC",
+        "SELECT number, uid, created_at, size, etag FROM versions WHERE object = ?1 ORDER BY number DESC LIMIT ?2",
     )?;
-    let rows = statement.query_map([found.seq], |row| version_row(row, current))?;
+    let rows = statement
+        .query_map(params![found.seq, newest.map_or(-1, i64::from)], |row| version_row(row, current))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
@@ -326,8 +327,8 @@ impl Store for SqliteStore {
         self.remove(move |tx| delete(tx, id, check)).await
     }
 
-    async fn versions(&self, id: Ulid) -> Result<Vec<VersionRow>> {
-        self.read(move |tx| versions(tx, id)).await
+    async fn versions(&self, id: Ulid, newest: Option<u32>) -> Result<Vec<VersionRow>> {
+        self.read(move |tx| versions(tx, id, newest)).await
     }
 
     async fn version(&self, id: Ulid, number: u64) -> Result<SealedObject> {

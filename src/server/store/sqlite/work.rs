@@ -94,7 +94,7 @@ const OPERATIONS: &[(&str, Work)] = &[
     ("get by name", |tx, n| drop(get(tx, &Lookup::Name(format!("app/{}", n / 2))).unwrap())),
     ("get by id", |tx, n| drop(get(tx, &Lookup::Id(id(n / 2))).unwrap())),
     ("one version", |tx, n| drop(version(tx, id(n / 2), 1).unwrap())),
-    ("history", |tx, n| drop(versions(tx, id(n / 2)).unwrap())),
+    ("history", |tx, n| drop(versions(tx, id(n / 2), None).unwrap())),
     ("first page", |tx, _| {
         assert_eq!(list(tx, &page(PageFrom::Start, Order::Ascending, None)).unwrap().objects.len(), 100);
     }),
