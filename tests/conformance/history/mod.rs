@@ -51,8 +51,12 @@ fn endure(faults: &[Kind], time: Duration) {
     let mut done = BTreeMap::new();
     let mut failures = Vec::new();
     let mut slowest = (Duration::ZERO, String::new());
-    for fault in faults {
+    for (n, fault) in faults.iter().enumerate() {
         fault.rage(&mut scene, time, &mut done);
+        if n + 1 == faults.len() {
+            // What is under way counts, too.
+            scene.end_load();
+        }
         if !fault.may_fail() {
             failures = scene.failures();
             // In the few seconds that the turn of all faults gives to each, a loaded machine meets

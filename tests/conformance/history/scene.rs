@@ -185,7 +185,7 @@ impl Scene {
     }
 
     /// Ends the load: each program finishes what it is at.
-    fn end_load(&mut self) {
+    pub fn end_load(&mut self) {
         for program in &mut self.programs {
             drop(program.stdin.take());
         }
