@@ -66,7 +66,9 @@ fn a_directory_that_names_imply_is_found_by_one_search() {
     run(std::process::Command::new("sh").args(["-c", put, common::VAULTFS, &mount.embedded()])).ok();
     let before = mount.requests();
     assert!(fs::metadata(mount.path("new")).unwrap().is_dir());
-    assert_eq!(mount.requests() - before, 2, "the read by name and the search, not three pages");
+    // One, if a refresh has found the name meanwhile.
+    let asked = mount.requests() - before;
+    assert!(asked <= 2, "the read by name and the search, not three pages: {asked}");
     assert_eq!(fs::read(mount.path("new/deep/f")).unwrap(), b"x\n");
     let before = mount.requests();
     assert_eq!(read_error(&mount.path("absent")), Some(libc::ENOENT));

@@ -75,8 +75,8 @@ fn a_directory_without_a_vault_is_left_alone() {
 }
 
 /// Every route: method, path, body, the permission that it takes and the status where that is
-/// given. `<ID>` and `<OTHER>` are objects of the vault, `<KEY>`, `<BLOB>` and `<SEALED>` what it made
-/// for a client.
+/// given. `<ID>` and `<OTHER>` are objects of the vault, `<KEY>`, `<BLOB>` and `<SEALED>` what it
+/// made for a client.
 const ROUTES: &[(&str, &str, &str, &str, u16)] = &[
     ("POST", "/vault/object/create", r#"{"name":"made","data":{"value":"v"}}"#, "write", 200),
     ("GET", "/vault/object/get?id=<ID>", "", "read", 200),
@@ -212,9 +212,9 @@ fn the_matrix_of_permissions_has_each_route() {
     let routes = routes.filter(|rest| rest.starts_with("/vault/")).filter_map(|rest| rest.split('"').next());
     let mut count = 0;
     for route in routes {
-        let path = route.replace("{*name}", "canary").replace("{id}", "ID");
+        let path = route.replace("{*name}", "canary").replace("{id}", "<ID>");
         let known = |known: &str| {
-            known.split('?').next() == Some(path.as_str()) || known == path.replace("ID", "OTHER")
+            known.split('?').next() == Some(path.as_str()) || known == path.replace("<ID>", "<OTHER>")
         };
         assert!(ROUTES.iter().any(|(_, path, ..)| known(path)), "{route} is not in the matrix");
         count += 1;
