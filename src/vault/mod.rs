@@ -175,8 +175,8 @@ pub trait Vault: Send + Sync + std::fmt::Debug + 'static {
     async fn delete(&self, call: &Call, id: &ObjectId, check: Check<'_>) -> Result<()>;
     /// One page of names, creation order ascending.
     async fn list(&self, call: &Call, query: &ListQuery) -> Result<Page>;
-    /// The versions of an object, oldest first, numbered from 1. With `since` those before it may be
-    /// left out, where the numbers may be others.
+    /// The versions of an object, oldest first, numbered from 1. With `since` those before it may
+    /// be left out, and the numbers may be others.
     async fn versions(&self, call: &Call, id: &ObjectId, since: Check<'_>) -> Result<Vec<VersionInfo>>;
     /// Reads one version; [`ErrorKind::Unsupported`] where [`Capabilities::old_values`] is false
     /// and it is not the current one.
