@@ -94,6 +94,21 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(data(&display::json(&text))?)
 }
 
+/// Prints these as a JSON array, one a line, as the whole output of a command.
+pub fn print_array(items: impl Iterator<Item: Serialize>) -> Result<ExitCode, Failure> {
+    let mut out = Output::new();
+    let mut before = "[";
+    for item in items {
+        let item = serde_json::to_string(&item).expect("text, numbers and null always serialise");
+        if !out.bytes(format!("{before}\n  {}", display::json(&item)).as_bytes())? {
+            return Ok(ExitCode::SUCCESS);
+        }
+        before = ",";
+    }
+    out.bytes(if before == "[" { b"[]\n" } else { b"\n]\n" })?;
+    out.finish()
+}
+
 /// Prints a text of ours for programs, as the whole output of a command.
 pub fn data(text: &str) -> Result<(), Failure> {
     let mut out = Output::new();

@@ -7,6 +7,7 @@ pub mod fuse_device;
 pub mod fusermount;
 pub mod hardening;
 pub mod journald;
+pub mod local_time;
 pub mod mount;
 pub mod mount_table;
 pub mod mount_target;

@@ -25,7 +25,7 @@ fn put_get_and_history() {
     let log = home.text(&["log", "dir/name"]);
     let lines: Vec<_> = log.lines().collect();
     assert_eq!(lines.len(), 4, "equal bytes make no version: {log}");
-    assert!(lines[0].starts_with("   1  20") && lines[0].ends_with("Z         3"), "{log}");
+    assert!(lines[0].starts_with("   1  20") && lines[0].ends_with("         3"), "{log}");
     assert!(lines[3].ends_with("    100000  current"), "{log}");
     assert_eq!(home.ok(&["get", "dir/name", "--version", "3"], b""), b"one\n");
 
@@ -34,7 +34,8 @@ fn put_get_and_history() {
     let again = home.run(&["restore", "dir/name", "--version", "1"], b"");
     assert!(again.status.success() && String::from_utf8_lossy(&again.stderr).contains("nothing to do"));
     let log = home.text(&["log", "dir/name", "--json"]);
-    let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    let log: Vec<serde_json::Value> = serde_json::from_str(&log).unwrap();
+    let last = log.last().unwrap();
     assert_eq!((&last["version"], &last["size"], &last["current"]), (&5.into(), &3.into(), &true.into()));
 
     home.ok(&["rm", "dir/name"], b"");
@@ -63,24 +64,76 @@ fn a_closed_standard_input_is_no_empty_value() {
 fn listings() {
     let home = Home::new();
     assert_eq!(home.text(&["ls"]), "");
-    for name in ["db/user", "db/password", "dbx", "odd\nname"] {
+    assert_eq!(home.text(&["ls", "--json"]), "[]\n");
+    for name in ["db/user", "db/password", "db.json", "dbx", "db/a/b", "odd\nname"] {
         home.ok(&["put", name], b"x");
     }
     home.ok(&["put", "db/user"], b"y");
-    assert_eq!(home.text(&["ls"]), "db/user\ndb/password\ndbx\nodd\nname\n");
-    assert_eq!(home.text(&["ls", "db/"]), "db/user\ndb/password\n");
-    assert_eq!(home.text(&["ls", "--prefix", "db"]), "user\npassword\n");
+    assert_eq!(home.text(&["ls"]), "db.json\ndb/a/b\ndb/password\ndb/user\ndbx\nodd\nname\n");
+    for dir in ["db", "db/", "db//"] {
+        assert_eq!(home.text(&["ls", dir]), "db/a/b\ndb/password\ndb/user\n", "{dir}");
+    }
+    assert_eq!(home.text(&["ls", "db/a"]), "db/a/b\n");
+    assert_eq!(home.text(&["ls", "dbx"]), "dbx\n", "as ls shows a file");
+    assert_eq!(home.text(&["ls", "/"]), home.text(&["ls"]));
+    assert_eq!(home.text(&["ls", "--prefix", "db"]), "a/b\npassword\nuser\n");
     assert_eq!(home.text(&["get", "user", "--prefix", "db"]), "y");
-    let long = home.text(&["ls", "-l", "db/user"]);
-    assert!(long.starts_with("   2  20") && long.ends_with("Z  db/user\n"), "{long}");
-    let json = home.text(&["ls", "--json"]);
-    let lines: Vec<serde_json::Value> = json.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    assert_eq!(lines.len(), 4);
-    assert_eq!((&lines[3]["name"], &lines[0]["version"]), (&"odd\nname".into(), &2.into()));
+    home.ok(&["put", "dbx/c"], b"x");
+    assert_eq!(home.text(&["ls", "dbx"]), "dbx\ndbx/c\n");
+    home.ok(&["rm", "dbx/c"], b"");
+    for (dir, json) in [("d", "-l"), ("dbx/", "-l"), ("db/user/", "-l"), ("nothere\n", "--json")] {
+        let none = home.run(&["ls", dir, json], b"");
+        assert_fails(&none, 5, &format!("there is no object {dir:?}, and none below it"));
+    }
+
+    let json: Vec<serde_json::Value> = serde_json::from_str(&home.text(&["ls", "--json"])).unwrap();
+    assert_eq!(json.len(), 6);
+    assert_eq!((&json[5]["name"], &json[3]["version"]), (&"odd\nname".into(), &2.into()));
+    let one: Vec<serde_json::Value> = serde_json::from_str(&home.text(&["ls", "--json", "db/user"])).unwrap();
+    assert_eq!(one, json[3..4]);
 
     let mut child = home.command(&["ls", &format!("--embedded={}", home.vault().display())]).spawn().unwrap();
     drop(child.stdout.take());
     assert!(child.wait().unwrap().success(), "a reader that goes away is no failure");
+}
+
+/// The time is what date(1) makes of it in the same zone.
+#[test]
+fn long_listings_have_the_size_the_local_time_and_the_version() {
+    let home = Home::new();
+    home.ok(&["put", "db/user"], b"x");
+    home.ok(&["put", "db/user"], b"y");
+    let json: Vec<serde_json::Value> = serde_json::from_str(&home.text(&["ls", "--json"])).unwrap();
+    let embedded = format!("--embedded={}", home.vault().display());
+    for zone in ["UTC", "JST-9", "NST3:30"] {
+        let mut date = std::process::Command::new("date");
+        date.env("TZ", zone).args(["+%F %T", "-d", json[0]["updated_at"].as_str().unwrap()]);
+        let time = String::from_utf8(date.output().unwrap().stdout).unwrap().trim().to_owned();
+        let text = |args: &[&str]| {
+            let ran = home.command(args).env("TZ", zone).arg(&embedded).output().unwrap();
+            String::from_utf8(ran.stdout).unwrap()
+        };
+        assert_eq!(text(&["ls", "-l"]), format!("       -  {time}     2  db/user\n"));
+        let none = text(&["ls", "-l", "--api", "kv"]);
+        assert_eq!(none, format!("       -  {time}     -  db/user\n"));
+        let log = text(&["log", "db/user"]);
+        assert!(log.ends_with(&format!("   2  {time}         1  current\n")), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_of_many_pages_is_sorted() {
+    const NAMES: u32 = 350;
+    let server = Server::start().await;
+    for n in 0..NAMES {
+        server.create(&format!("{:05}", n * 139 % NAMES), r#"{"a":1}"#).await.ok();
+    }
+    let mut ls = Home::new().command(&["ls"]);
+    ls.env("WORKOS_API_URL", &server.url).env("WORKOS_API_KEY", &server.key);
+    let ran = tokio::task::spawn_blocking(move || ls.output().unwrap()).await.unwrap();
+    let expected: String = (0..NAMES).map(|n| format!("{n:05}\n")).collect();
+    assert_eq!(String::from_utf8(ran.stdout).unwrap(), expected);
+    server.stop().await;
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn no_command_gives_a_name_to_the_terminal_as_it_is() {
     // Data is exact: for a pipe, as ls(1) does, and as JSON.
     assert_eq!(run(mount.vaultfs(["ls"]).arg(mount.embedded())).ok(), format!("{NAME}\n"));
     let listed = plain(run(mount.vaultfs(["ls", "--json"]).arg(mount.embedded())));
-    assert_eq!(serde_json::from_str::<serde_json::Value>(&listed).unwrap()["name"], NAME);
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&listed).unwrap()[0]["name"], NAME);
     mount.unmount();
 }
 

@@ -189,7 +189,7 @@ fn value(command: &Command, arg: &Arg, current: &str, words: &[String]) -> Offer
         ("unmount" | "status" | "pending" | "upgrade", "mountpoint", _) | (_, "mount", _) => {
             plain(live_words::mount_points(current))
         }
-        ("ls" | "get" | "put" | "rm" | "log" | "restore", "name" | "names" | "start", _) => {
+        ("ls" | "get" | "put" | "rm" | "log" | "restore", "name" | "names" | "dir", _) => {
             plain(live_words::names(current, words))
         }
         ("mount", "options", _) => plain(of_list(current)),

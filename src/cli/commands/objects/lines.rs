@@ -5,40 +5,45 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use crate::display;
+use crate::sys::local_time;
 use crate::vault::{ObjectName, Summary, VersionInfo, VersionTag};
 
-/// One line of `ls`, exact: it may be data.
-pub fn ls_line(item: &Summary, json: bool, long: bool, terminal: bool) -> String {
-    let version = item.version.as_ref().map(|v| v.as_str());
-    let time = item.updated_at.map(|t| timestamp(t).to_string());
-    if json {
-        return json_line(&LsJson {
-            name: item.name.as_str(),
-            id: item.id.as_str(),
-            version: item.version.as_ref().map(json_version),
-            updated_at: time,
-        });
-    }
+/// One line of `ls`, exact: it may be data. No API lists sizes.
+pub fn ls_line(item: &Summary, long: bool, terminal: bool) -> String {
     let name = shown(&item.name, terminal);
-    match long {
-        true => format!("{:>4}  {:24}  {name}", version.unwrap_or("-"), time.as_deref().unwrap_or("-")),
-        false => name,
+    if !long {
+        return name;
+    }
+    let version = item.version.as_ref().map_or("-", |v| v.as_str());
+    let time = item.updated_at.map_or_else(|| "-".to_owned(), local_time::seconds);
+    format!("{:>8}  {time:19}  {version:>4}  {name}", "-")
+}
+
+/// One object of `ls --json`.
+pub fn ls_json(item: &Summary) -> impl Serialize + '_ {
+    LsJson {
+        name: item.name.as_str(),
+        id: item.id.as_str(),
+        version: item.version.as_ref().map(json_version),
+        updated_at: item.updated_at.map(timestamp),
     }
 }
 
 /// One line of `log`.
-pub fn log_line(info: &VersionInfo, json: bool) -> String {
-    let time = timestamp(info.created_at);
-    if json {
-        return json_line(&LogJson {
-            version: info.number,
-            created_at: time.to_string(),
-            size: info.size,
-            current: info.current,
-        });
-    }
+pub fn log_line(info: &VersionInfo) -> String {
     let size = info.size.map_or_else(|| "-".to_owned(), |size| size.to_string());
+    let time = local_time::seconds(info.created_at);
     format!("{:>4}  {time}  {size:>8}{}", info.number, if info.current { "  current" } else { "" })
+}
+
+/// One version of `log --json`.
+pub fn log_json(info: &VersionInfo) -> impl Serialize + use<> {
+    LogJson {
+        version: info.number,
+        created_at: timestamp(info.created_at),
+        size: info.size,
+        current: info.current,
+    }
 }
 
 #[derive(Serialize)]
@@ -57,11 +62,6 @@ struct LogJson {
     current: bool,
 }
 
-fn json_line(line: &impl Serialize) -> String {
-    let text = serde_json::to_string(line).expect("text, numbers and null always serialise");
-    display::json(&text).into_owned()
-}
-
 /// A number where the dialect counts versions, so that it is the same as in `log`.
 fn json_version(tag: &VersionTag) -> serde_json::Value {
     tag.as_str().parse::<u64>().map_or_else(|_| tag.as_str().into(), Into::into)
@@ -75,8 +75,8 @@ fn shown(name: &ObjectName, terminal: bool) -> String {
     }
 }
 
-fn timestamp(time: SystemTime) -> humantime::Rfc3339Timestamp {
-    humantime::format_rfc3339_millis(time)
+fn timestamp(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 #[cfg(test)]

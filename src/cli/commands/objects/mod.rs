@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use crate::cli::args::connect::{ConnectArgs, connect};
 use crate::cli::args::values;
-use crate::cli::commands::objects::lines::{log_line, ls_line};
+use crate::cli::commands::objects::lines::{log_json, log_line, ls_json, ls_line};
 use crate::cli::commands::objects::save::{delete, save};
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::output;
 use crate::cli::output::Output;
 use crate::cli::progress::Progress;
 use crate::cli::terminal;
@@ -27,19 +28,20 @@ use crate::vault::codec::{self, Format};
 use crate::vault::lazy::Start;
 use crate::vault::model::object::Cursors;
 use crate::vault::{
-    Call, Content, DynVault, Error, ListQuery, Meta, Object, ObjectName, Page, VersionInfo, VersionTag,
+    Call, Content, DynVault, Error, ListQuery, Meta, Object, ObjectName, Page, Summary, VersionInfo,
+    VersionTag,
 };
 
 /// Objects without a mount.
 #[derive(Debug, clap::Subcommand)]
 pub enum ObjectCommand {
-    /// List names
+    /// List names, sorted
     ///
     /// Prints one name per line. Names may hold any character, and a terminal shows control
     /// characters escaped. For scripts use --json.
     #[command(
         visible_alias = "list",
-        after_help = "Examples:\n  vaultfs ls\n  vaultfs ls -l db/\n  vaultfs ls --json | jq -r .name"
+        after_help = "Examples:\n  vaultfs ls\n  vaultfs ls -l db\n  vaultfs ls --json | jq -r '.[].name'"
     )]
     Ls(LsArgs),
     /// Print the value of an object, byte for byte
@@ -77,16 +79,18 @@ pub enum ObjectCommand {
 /// `vaultfs ls`.
 #[derive(Debug, clap::Args)]
 pub struct LsArgs {
-    /// List only names that start with PREFIX
+    /// List only DIR: the names below DIR/, and the object DIR
     ///
     /// On a terminal, control characters in names are escaped; a pipe gets the raw bytes, including
     /// newlines. --json is exact for every name.
-    #[arg(value_name = "PREFIX")]
-    start: Option<String>,
-    /// Print one JSON object per line: name, id, version, updated_at
+    dir: Option<String>,
+    /// Print JSON: an array of objects with name, id, version, updated_at
     #[arg(long)]
     json: bool,
-    /// Also print the version and the time of the last change
+    /// Also print size, time of the last change (local time), and version
+    ///
+    /// A column is - where the listing of the vault does not have it: sizes always (vaultfs log
+    /// NAME has them), versions with the kv API.
     #[arg(short, long)]
     long: bool,
     #[command(flatten)]
@@ -136,7 +140,7 @@ pub struct RmArgs {
 pub struct LogArgs {
     /// Name of the object
     name: String,
-    /// Print one JSON object per line: version, created_at, size, current
+    /// Print JSON: an array of versions with version, created_at, size, current
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -254,42 +258,52 @@ fn object_name(text: &str) -> Result<ObjectName, Failure> {
 }
 
 async fn ls(args: LsArgs) -> Result<ExitCode, Failure> {
-    ObjectSession::with(&args.connect, async |session| {
-        let mut out = Output::new();
-        let mut query = ListQuery::first();
-        let mut page = match session.first_page.take() {
-            Some(page) => page,
-            None => session.vault.list(&session.call(), &query).await?,
-        };
-        let mut cursors = Cursors::default();
-        // Where the names themselves are not on the terminal.
-        let mut progress = (!out.terminal || args.start.is_some()).then(Progress::on_stderr);
-        let mut seen = 0;
-        loop {
-            let Page { items, next } = page;
-            seen += items.len();
-            let prefix = args.start.as_deref().unwrap_or("");
-            for item in items.iter().filter(|item| item.name.as_str().starts_with(prefix)) {
-                let line = ls_line(item, args.json, args.long, out.terminal) + "\n";
-                if !out.bytes(line.as_bytes())? {
-                    return Ok(ExitCode::SUCCESS);
-                }
-            }
-            let Some(cursor) = cursors.advance(next)? else { break };
-            if let Some(progress) = &mut progress {
-                progress.say(&format!("{seen} names"));
-            }
-            // What is there is shown before the next page is asked for.
-            if !out.flush()? {
-                return Ok(ExitCode::SUCCESS);
-            }
-            query = query.next(cursor);
-            page = session.vault.list(&session.call(), &query).await?;
+    let dir = args.dir.as_deref().filter(|dir| !dir.trim_end_matches('/').is_empty());
+    let listed = ObjectSession::with(&args.connect, async |session| list(session, dir).await).await?;
+    if let (Some(dir), []) = (dir, listed.as_slice()) {
+        let sentence = format!("there is no object {dir:?}, and none below it");
+        return Err(Failure::new(Exit::NotFound, sentence));
+    }
+    if args.json {
+        return output::print_array(listed.iter().map(ls_json));
+    }
+    let mut out = Output::new();
+    for item in &listed {
+        let line = ls_line(item, args.long, out.terminal) + "\n";
+        if !out.bytes(line.as_bytes())? {
+            return Ok(ExitCode::SUCCESS);
         }
-        drop(progress);
-        out.finish()
-    })
-    .await
+    }
+    out.finish()
+}
+
+/// The objects in and below `dir`, or all of them, by name. A vault lists in order of creation:
+/// nothing is known to be first before the last page.
+async fn list(session: &mut ObjectSession, dir: Option<&str>) -> Result<Vec<Summary>, Failure> {
+    let below = dir.map(|dir| format!("{}/", dir.trim_end_matches('/')));
+    let is_meant = |item: &Summary| {
+        let name = item.name.as_str();
+        below.as_ref().is_none_or(|below| name.starts_with(below)) || Some(name) == dir
+    };
+    let mut query = ListQuery::first();
+    let mut page = match session.first_page.take() {
+        Some(page) => page,
+        None => session.vault.list(&session.call(), &query).await?,
+    };
+    let mut cursors = Cursors::default();
+    let mut progress = Progress::on_stderr();
+    let (mut listed, mut seen) = (Vec::new(), 0);
+    loop {
+        let Page { items, next } = page;
+        seen += items.len();
+        listed.extend(items.into_iter().filter(is_meant));
+        let Some(cursor) = cursors.advance(next)? else { break };
+        progress.say(&format!("{seen} names"));
+        query = query.next(cursor);
+        page = session.vault.list(&session.call(), &query).await?;
+    }
+    listed.sort_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
+    Ok(listed)
 }
 
 async fn get(args: GetArgs) -> Result<ExitCode, Failure> {
@@ -378,9 +392,12 @@ async fn log(args: LogArgs) -> Result<ExitCode, Failure> {
     ObjectSession::with(&args.connect, async |session| {
         let meta = session.read(&name).await?.meta;
         let history = session.history(&meta).await?;
+        if args.json {
+            return output::print_array(history.iter().map(log_json));
+        }
         let mut out = Output::new();
         for info in &history {
-            if !out.line(log_line(info, args.json))? {
+            if !out.line(log_line(info))? {
                 return Ok(ExitCode::SUCCESS);
             }
         }
