@@ -50,6 +50,7 @@ pub async fn build(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let TakeoverState { state, takeover, fresh_mount } = takeover_state;
     spec.takes_over = takeover;
+    spec.makes = !takeover;
     let start = if takeover { Start::Lazy } else { config.start };
     let connected = connect::connect(&spec, ApiKeyInput { secret: key }, clock.clone(), start).await?;
     if connected.first_page.is_some() {

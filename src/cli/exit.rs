@@ -44,7 +44,7 @@ impl Exit {
             Self::Usage => "the command line is wrong",
             Self::Key => "the key is missing or was refused",
             Self::Unreachable => "the vault cannot be reached, or what answers is no vault",
-            Self::NotFound => "no such object, version or mount",
+            Self::NotFound => "no such object, version, vault or mount",
             Self::RateLimited => "the rate limit is used up",
             Self::Unsaved => "unsaved writes are left",
         }

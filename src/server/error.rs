@@ -30,6 +30,9 @@ pub enum ServeError {
         "{} holds other things and no vault: choose an empty directory, or one that does not exist yet", .0.shown()
     )]
     NotAVault(PathBuf),
+    /// A vault is needed, and none is there.
+    #[error("there is no vault in {}: check the path; vaultfs mount and vaultfs put make a vault", .0.shown())]
+    NoVault(PathBuf),
     /// A Unix socket's address holds at most 107 bytes.
     #[error("{} is too long a path for a Unix socket (at most 107 bytes): choose a shorter directory", .0.shown())]
     PathTooLong(PathBuf),

@@ -27,7 +27,7 @@ fn file(home: &Home, name: &str, content: &[u8], mode: u32) -> String {
 #[test]
 fn a_data_key_is_made_and_opened() {
     for api in BOTH {
-        let home = Home::new();
+        let home = Home::with_vault();
         let out = home.0.path().join("plain");
         let wrapped = line(home.ok(&["key", "create", "--api", api, "--out", out.to_str().unwrap()], b""));
         let plain = fs::read_to_string(&out).unwrap();
@@ -54,7 +54,7 @@ fn a_data_key_is_made_and_opened() {
 #[test]
 fn a_key_whose_encrypted_form_nobody_got_is_not_written_down() {
     for api in BOTH {
-        let home = Home::new();
+        let home = Home::with_vault();
         let out = home.0.path().join("plain");
         let embedded = format!("--embedded={}", home.vault().display());
         let args = ["key", "create", &embedded, "--api", api, "--out", out.to_str().unwrap()];
@@ -81,7 +81,7 @@ fn what_is_encrypted_comes_back_byte_for_byte() {
     let every_byte: Vec<u8> = (0..=255).cycle().take(50_000).collect();
     let as_much_as_may_be: Vec<u8> = (0..=255).rev().cycle().take(1 << 20).collect();
     for api in BOTH {
-        let home = Home::new();
+        let home = Home::with_vault();
         for plain in [&b"secret\n"[..], b"", "ünïcödé".as_bytes(), &every_byte, &as_much_as_may_be] {
             let sealed = home.ok(&["key", "encrypt", "--api", api], plain);
             assert_eq!(home.ok(&["key", "decrypt", "--api", api], &sealed), plain, "{api}");
@@ -99,7 +99,7 @@ fn what_is_encrypted_comes_back_byte_for_byte() {
 #[test]
 fn a_key_of_ones_own_is_used() {
     for api in BOTH {
-        let home = Home::new();
+        let home = Home::with_vault();
         let out = home.0.path().join("plain");
         let out = out.to_str().unwrap();
         let wrapped = home.ok(&["key", "create", "--api", api, "--out", out], b"");
@@ -136,7 +136,7 @@ fn a_key_of_ones_own_is_used() {
 
 #[test]
 fn contexts_and_associated_data_are_for_kv() {
-    let home = Home::new();
+    let home = Home::with_vault();
     let kv = |args: &[&str], input: &[u8]| home.run(&[&["key"][..], args, &["--api", "kv"]].concat(), input);
     let sealed = kv(&["encrypt", "--context", "org=1", "--context", "app=x", "--aad", "row 7"], b"secret");
     assert!(sealed.status.success(), "{sealed:?}");
@@ -158,7 +158,7 @@ fn contexts_and_associated_data_are_for_kv() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_asked_which_api_it_speaks_and_no_secret_is_told() {
     let server = Server::start().await;
-    let home = Home::new();
+    let home = Home::with_vault();
     let run = |args: &[&str], input: &[u8]| {
         let mut command = home.command(args);
         command.env("WORKOS_API_URL", &server.url).env("WORKOS_API_KEY", &server.key);
@@ -185,7 +185,7 @@ async fn a_service_is_asked_which_api_it_speaks_and_no_secret_is_told() {
 
 #[test]
 fn a_refusal_says_why_in_the_vaults_words() {
-    let home = Home::new();
+    let home = Home::with_vault();
     let foreign = STANDARD.encode([7; 90]);
     for api in BOTH {
         let refused = home.run(&["key", "unwrap", "--api", api, "--show-key"], foreign.as_bytes());
@@ -205,7 +205,7 @@ fn a_refusal_says_why_in_the_vaults_words() {
 async fn a_key_without_the_permission_is_told_which() {
     let server = Server::start().await;
     let writer = server.key_with(&[vaultfs::server::store::Permission::Write]).await;
-    let home = Home::new();
+    let home = Home::with_vault();
     for api in BOTH {
         let mut command = home.command(&["key", "create", "--api", api]);
         command.env("WORKOS_API_URL", &server.url).env("WORKOS_API_KEY", &writer);

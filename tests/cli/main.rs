@@ -11,3 +11,4 @@ mod support;
 mod terminals;
 mod texts;
 mod tips;
+mod which;

@@ -62,7 +62,7 @@ fn a_closed_standard_input_is_no_empty_value() {
 
 #[test]
 fn listings() {
-    let home = Home::new();
+    let home = Home::with_vault();
     assert_eq!(home.text(&["ls"]), "");
     assert_eq!(home.text(&["ls", "--json"]), "[]\n");
     for name in ["db/user", "db/password", "db.json", "dbx", "db/a/b", "odd\nname"] {
@@ -271,7 +271,7 @@ async fn a_key_that_may_only_write_stores_new_objects() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_context_is_never_ignored() {
-    let home = Home::new();
+    let home = Home::with_vault();
     let context = ["put", "x", "--key-context", "org=1"];
     assert_fails(&home.run(&context, b"1"), 2, "--api kv");
     assert_eq!(home.text(&["ls"]), "");

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use crate::support::common::{self, Beside, Mount, Place, assert_nothing_left, run, until};
+use crate::support::common::{self, Beside, Mount, Place, assert_nothing_left, kill_worker, run, until};
 use crate::support::proxy::{At, Fault, Proxy};
 use crate::support::vault_server::served::Served;
 
@@ -38,6 +38,28 @@ impl Vault {
         command.args(timeout).args(self.way()).args(more).arg(&place.mnt);
         command
     }
+}
+
+#[test]
+fn a_mount_says_that_it_made_a_vault_and_its_successors_make_none() {
+    let place = Place::new();
+    let key = place.data.join("master-key");
+    let made = format!("vaultfs: made a new vault in {}: back up {}\n", place.data.display(), key.display());
+    assert_eq!(run(&mut place.mount_command(&[])).err, made);
+    let mount = Mount::adopt(place);
+    mount.sh("printf 1 > a");
+    let place = mount.unmount();
+    assert_eq!(run(&mut place.mount_command(&[])).err, "");
+    let data = place.data.clone();
+    let mount = Mount::adopt(place);
+    let (keeper, _) = mount.pids();
+    let moved = data.with_extension("moved");
+    fs::rename(&data, &moved).unwrap();
+    kill_worker(keeper);
+    until("the log says it", || mount.log().contains("there is no vault in"));
+    assert!(!data.exists());
+    fs::rename(&moved, &data).unwrap();
+    until("a successor serves", || fs::read(mount.path("a")).is_ok_and(|value| value == b"1"));
 }
 
 #[test]

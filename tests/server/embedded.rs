@@ -105,6 +105,23 @@ async fn a_killed_server_is_succeeded() {
 }
 
 #[tokio::test]
+async fn a_vault_that_was_moved_away_has_no_empty_successor() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("vault");
+    let server = Served::start(&dir);
+    let attached = Embedded::start(&dir).await.unwrap();
+    std::fs::rename(&dir, temp.path().join("moved")).unwrap();
+    drop(server);
+    std::fs::create_dir(&dir).unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    attached.shutdown().await;
+    assert!(!dir.join("vault.db").exists());
+    let options = ServeOptions { make: false, ..ServeOptions::default() };
+    let refused = Embedded::start_with(&dir, options).await.unwrap_err();
+    assert!(refused.to_string().starts_with("there is no vault in"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_stale_socket_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     drop(std::os::unix::net::UnixListener::bind(dir.path().join("vault.sock")).unwrap());

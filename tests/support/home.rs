@@ -14,6 +14,14 @@ impl Home {
         Self(tempfile::tempdir().unwrap())
     }
 
+    /// The same with an empty vault.
+    pub fn with_vault() -> Self {
+        let home = Self::new();
+        home.ok(&["put", "first"], b"x");
+        home.ok(&["rm", "first"], b"");
+        home
+    }
+
     pub fn vault(&self) -> PathBuf {
         self.0.path().join("vault")
     }

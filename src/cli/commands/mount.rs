@@ -15,7 +15,7 @@ use clap::Args;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::cli::args::connect::{ApiKeyInput, ConnectArgs, ConnectSpec, Endpoint};
+use crate::cli::args::connect::{ApiKeyInput, ConnectArgs, ConnectSpec, Endpoint, say_made};
 use crate::cli::args::{mount_options, values};
 use crate::cli::commands::mount::start::{start_keeper, stat_from_outside};
 use crate::cli::exit::{Exit, Failure};
@@ -287,6 +287,8 @@ fn keep_off(mountpoint: &Path, spec: &ConnectSpec, audit: Option<&PathBuf>) -> R
 /// Runs the command.
 pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
     let (config, key, target) = prepare(&args)?;
+    let spec: ConnectSpec = serde_json::from_value(config.spec.clone())?;
+    let new = spec.new_vault();
     let given = args.connect.runtime.dir().map(Path::to_owned);
     let runtime_dir = given.or_else(runtime_dir::known_by_environment_alone);
     let (mut child, ready) = start_keeper(&config, key.secret.as_ref(), target, runtime_dir.as_deref())?;
@@ -295,9 +297,11 @@ pub fn run(args: MountArgs) -> anyhow::Result<ExitCode> {
         Outcome::Ready { dev, .. } => dev,
         Outcome::Failed(failed) => {
             let _ = child.wait();
+            new.filter(|_| spec.new_vault().is_none()).inspect(|dir| say_made(dir));
             return Err(Failure::with_code(failed.exit, failed.message).into());
         }
     };
+    new.inspect(|dir| say_made(dir));
     match stat_from_outside(&config.mountpoint, dev) {
         Ok(status) if !args.read_only => hint_at_key(&status),
         Ok(_) => {}

@@ -203,6 +203,14 @@ fn is_for_a_vault(dir: &Path) -> io::Result<bool> {
     Ok(!database && names.iter().all(own))
 }
 
+/// Whether `dir` has a vault's database. What cannot be looked at may be one: the use of it fails.
+pub fn has_vault(dir: &Path) -> bool {
+    match files::check_way(dir).and_then(|()| fs::metadata(dir.join("vault.db"))) {
+        Ok(meta) => meta.len() > 0,
+        Err(e) => e.kind() != ErrorKind::NotFound,
+    }
+}
+
 /// Whether the file is a database that says in its header that it is a vault's.
 fn is_our_database(path: &Path) -> bool {
     let mut header = [0; APPLICATION_ID_AT + 4];

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::server::error::ServeError;
-use crate::server::instance::data_dir::{DataDir, DirLock};
+use crate::server::instance::data_dir::{DataDir, DirLock, has_vault};
 use crate::server::instance::serve::{Instance, Listening, ServeOptions};
 
 /// How long a process that holds the lock may take to answer on its socket.
@@ -40,6 +40,9 @@ impl Embedded {
 
     /// [`Embedded::start`] with options, which hold whenever it is this process that serves.
     pub async fn start_with(dir: &Path, options: ServeOptions) -> Result<Self, ServeError> {
+        if !options.make && !has_vault(dir) {
+            return Err(ServeError::NoVault(dir.to_owned()));
+        }
         let dir = DataDir::prepare(dir)?;
         let (socket, key_file) = (dir.socket(), dir.key_file());
         let (stop, stopped) = watch::channel(false);
@@ -112,6 +115,8 @@ async fn own_or_attach(dir: &DataDir) -> Result<Role, ServeError> {
 
 /// Waits for the other process to go away, then serves in its place.
 async fn take_over(dir: DataDir, options: ServeOptions, first: UnixStream, stop: watch::Receiver<bool>) {
+    // The vault was there: if it is gone, another one is not its successor.
+    let options = ServeOptions { make: false, ..options };
     let mut stream = first;
     loop {
         let role = tokio::select! {

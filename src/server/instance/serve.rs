@@ -19,7 +19,9 @@ use crate::server::api::App;
 use crate::server::api::rate_limit::RateLimit;
 use crate::server::crypto::seal::{MasterKey, Sealer, random};
 use crate::server::error::ServeError;
-use crate::server::instance::data_dir::{DataDir, DirLock, SecretFileError, read_credential, read_secret};
+use crate::server::instance::data_dir::{
+    DataDir, DirLock, SecretFileError, has_vault, read_credential, read_secret,
+};
 use crate::server::instance::listen;
 use crate::server::instance::listen::{Listeners, Tcp};
 use crate::server::service::Service;
@@ -45,6 +47,8 @@ pub struct ServeOptions {
     pub max_value: usize,
     /// The master key's file, if not the one beside the database or systemd's credential.
     pub master_key_file: Option<PathBuf>,
+    /// Makes a vault where there is none.
+    pub make: bool,
     /// Requests a key may make in a minute; as many as it likes if `None`.
     pub rate_limit: Option<NonZeroU32>,
     /// Where time comes from.
@@ -53,7 +57,13 @@ pub struct ServeOptions {
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self { max_value: 1024 * 1024, master_key_file: None, rate_limit: None, clock: Arc::new(SystemClock) }
+        Self {
+            max_value: 1024 * 1024,
+            master_key_file: None,
+            make: true,
+            rate_limit: None,
+            clock: Arc::new(SystemClock),
+        }
     }
 }
 
@@ -161,6 +171,9 @@ pub async fn open_beside(data: &Path, options: ServeOptions) -> Result<Service, 
 }
 
 async fn open_service(dir: &DataDir, options: ServeOptions) -> Result<Service, ServeError> {
+    if !options.make && !has_vault(dir.path()) {
+        return Err(ServeError::NoVault(dir.path().to_owned()));
+    }
     let master = master_key(dir, options.master_key_file)?;
     let path = dir.database();
     let failed = |e: StoreError| ServeError::Database { path: path.clone(), problem: e.to_string() };

@@ -10,8 +10,9 @@
 pub mod key_file;
 mod open;
 mod validate;
+mod which;
 
-pub use open::{connect, connect_keys, survey};
+pub use open::{connect, connect_keys, say_made, survey};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::args::values;
 use crate::cli::exit::{Exit, Failure};
-use crate::daemon::live_mounts;
 use crate::display::Shown;
 use crate::secret::SecretString;
 use crate::server::instance::embedded::Embedded;
@@ -45,19 +45,14 @@ pub const SYSTEM_VAULT: &str = "/var/lib/vaultfs";
 const NO_KEY: &str = "no API key: set WORKOS_API_KEY, or give --api-key-file FILE, or use --embedded for a vault on \
                       this machine, which needs none";
 
-const NO_VAULT: &str = "which vault? Give --embedded for one on this machine, or set WORKOS_API_KEY (or give \
-                        --api-key-file FILE) for the service, or mount one first";
-
-const WAYS: &str = "give --embedded=DIR, or --api-url URL, or set WORKOS_API_URL and WORKOS_API_KEY";
-
 /// Options that name a vault. Flattened by `mount` and by the object commands.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Which vault")]
 pub struct ConnectArgs {
     /// Use the local vault in DIR instead of a service (write --embedded=DIR)
     ///
-    /// The first use creates it, with an API key of its own in DIR/api-key. Without DIR it is in
-    /// the first of $STATE_DIRECTORY (in a unit), $XDG_DATA_HOME/vaultfs and
+    /// The first mount or put creates it, with an API key of its own in DIR/api-key. Without DIR it
+    /// is in the first of $STATE_DIRECTORY (in a unit), $XDG_DATA_HOME/vaultfs and
     /// ~/.local/share/vaultfs; for root without HOME in /var/lib/vaultfs.
     #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true)]
     pub embedded: Option<Option<PathBuf>>,
@@ -159,6 +154,9 @@ pub struct ConnectSpec {
     /// end the mount, and the vault is asked nothing before it is needed.
     #[serde(skip)]
     pub takes_over: bool,
+    /// An embedded vault that does not exist is made.
+    #[serde(skip)]
+    pub makes: bool,
     /// The vault has listed names for the key: should it refuse that once, the key has lost its
     /// right to read.
     #[serde(default)]
@@ -261,6 +259,7 @@ impl ConnectArgs {
             key_file: None,
             ca_file: self.ca_file.as_deref().map(absolute).transpose()?,
             takes_over: false,
+            makes: false,
             lists: false,
             key_context: self.key_context.iter().cloned().collect(),
             prefix: self.prefix.as_deref().map(clean_prefix).transpose()?.flatten(),
@@ -279,31 +278,6 @@ impl ConnectArgs {
             return Err(usage("--embedded has a key of its own: leave --api-key-file away"));
         }
         Ok(spec)
-    }
-
-    /// As [`ConnectArgs::resolve`]; if nothing names a vault, that of the only live mount.
-    pub fn resolve_or_mounted(&self) -> Result<(ConnectSpec, ApiKeyInput), Failure> {
-        if self.names_a_vault() {
-            return self.resolve();
-        }
-        self.runtime.apply();
-        let mounts =
-            live_mounts::live().into_iter().map(|mount| (mount.mountpoint.clone(), mount.spec())).collect();
-        let (mut spec, key) = of_the_one_mount(mounts)?;
-        if let Some(prefix) = &self.prefix {
-            spec.prefix = clean_prefix(prefix)?;
-        }
-        if self.api != Api::Auto {
-            spec.api = self.api;
-        }
-        if !self.key_context.is_empty() {
-            spec.key_context = self.key_context.iter().cloned().collect();
-        }
-        spec.timeout = self.timeout;
-        if let Some(dialect) = spec.dialect() {
-            has_contexts(&spec, dialect)?;
-        }
-        Ok((spec, key))
     }
 
     fn endpoint(&self) -> Result<Endpoint, Failure> {
@@ -341,57 +315,6 @@ impl ConnectArgs {
             None => Err(Failure::new(Exit::Key, NO_KEY)),
         }
     }
-}
-
-/// What to type for the vault of a mount, on a line of its own.
-fn suggest_options(mountpoint: &Path, spec: &serde_json::Value) -> Option<String> {
-    let way = match serde_json::from_value::<ConnectSpec>(spec.clone()) {
-        Err(_) => return None,
-        Ok(ConnectSpec { endpoint: Endpoint::Embedded(dir), prefix, .. }) => {
-            (format!("--embedded={}", dir.shown()), prefix)
-        }
-        Ok(ConnectSpec { endpoint: Endpoint::Url(url), key_file, prefix, .. }) => {
-            let key = key_file.map_or_else(|| "FILE".to_owned(), |file| file.shown().to_string());
-            (format!("--api-url {url} --api-key-file {key}"), prefix)
-        }
-    };
-    let prefix = way.1.map_or_else(String::new, |prefix| format!(" --prefix {prefix}"));
-    Some(format!("  for {} give {}{prefix}", mountpoint.shown(), way.0))
-}
-
-/// The vault of the only mount there is, said on standard error.
-fn of_the_one_mount(
-    mounts: Vec<(PathBuf, serde_json::Value)>,
-) -> Result<(ConnectSpec, ApiKeyInput), Failure> {
-    let [(mountpoint, spec)] = <[_; 1]>::try_from(mounts).map_err(|mounts| match mounts.as_slice() {
-        [] => Failure::new(Exit::Key, NO_VAULT),
-        several => {
-            let names: Vec<_> = several.iter().map(|(path, _)| path.shown().to_string()).collect();
-            let ways = several.iter().filter_map(|(path, spec)| suggest_options(path, spec)).collect();
-            usage(format!("which vault? There are several mounts ({}):", names.join(", "))).with_lines(ways)
-        }
-    })?;
-    let at = mountpoint.shown();
-    let spec: ConnectSpec = serde_json::from_value(spec).map_err(|_| {
-        usage(format!(
-            "the mount at {at} is of another version and does not say which vault it shows: {WAYS}"
-        ))
-    })?;
-    let secret = match (&spec.endpoint, &spec.key_file) {
-        (Endpoint::Embedded(_), _) => None,
-        (Endpoint::Url(_), Some(path)) => {
-            Some(api_key::read_key_file(path, spec.also).map_err(|e| bad_key(path, e))?)
-        }
-        (Endpoint::Url(url), None) => {
-            let sentence = format!(
-                "the mount at {at} shows {url} with a key that only it knows: set WORKOS_API_KEY, or give \
-                 --api-key-file FILE"
-            );
-            return Err(Failure::new(Exit::Key, sentence));
-        }
-    };
-    stdio::say(format_args!("using the vault mounted at {at}"));
-    Ok((spec, ApiKeyInput { secret }))
 }
 
 /// Refuses `--key-context` where it would be ignored.

@@ -1,14 +1,18 @@
 //! Connects to the vault that a [`ConnectSpec`] names: starts or joins the embedded one, asks which
 //! dialect answers.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{ApiKeyInput, ConnectSpec, Connected, Endpoint, NO_KEY, bad_key, has_contexts, validate};
 use crate::cli::exit::{Exit, Failure};
 use crate::clock::Clock;
+use crate::display::Shown;
 use crate::server::error::ServeError;
+use crate::server::instance::data_dir::has_vault;
 use crate::server::instance::embedded::Embedded;
 use crate::server::instance::serve::ServeOptions;
+use crate::sys::stdio;
 use crate::vault::client::api_key::ApiKey;
 use crate::vault::client::data_keys::KeyService;
 use crate::vault::client::{Connector, HttpConfig, Target, api_key};
@@ -113,7 +117,7 @@ async fn prepare(spec: &ConnectSpec, key: ApiKeyInput, clock: Arc<dyn Clock>) ->
     let (target, embedded) = match &spec.endpoint {
         Endpoint::Url(url) => (Target::of_url(url), None),
         Endpoint::Embedded(dir) => {
-            let options = ServeOptions { max_value: max_size, ..ServeOptions::default() };
+            let options = ServeOptions { max_value: max_size, make: spec.makes, ..ServeOptions::default() };
             let embedded = Embedded::start_with(dir, options).await.map_err(not_served)?;
             (Target::Socket(embedded.socket().to_owned()), Some(embedded))
         }
@@ -158,10 +162,28 @@ fn usable_key(
     Ok(Arc::new(ApiKey::new(secret, file, spec.also)))
 }
 
+impl ConnectSpec {
+    /// The directory of the embedded vault, if the next use makes it.
+    pub fn new_vault(&self) -> Option<&Path> {
+        match &self.endpoint {
+            Endpoint::Embedded(dir) => (!has_vault(dir)).then_some(dir),
+            Endpoint::Url(_) => None,
+        }
+    }
+}
+
+/// Says that a vault was made, and what is to be kept.
+pub fn say_made(dir: &Path) {
+    let key = dir.join("master-key");
+    let keep = if key.exists() { format!(": back up {}", key.shown()) } else { String::new() };
+    stdio::say(format_args!("made a new vault in {}{keep}", dir.shown()));
+}
+
 fn not_served(e: ServeError) -> Failure {
     let exit = match e {
         ServeError::InstanceSilent(_) => Exit::Unreachable,
         ServeError::ApiKey { .. } => Exit::Key,
+        ServeError::NoVault(_) => return Failure::new(Exit::NotFound, e.to_string()),
         _ => Exit::Failed,
     };
     Failure::new(exit, format!("the embedded vault cannot be used: {e}"))

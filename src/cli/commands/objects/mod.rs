@@ -7,11 +7,12 @@
 mod lines;
 mod save;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cli::args::connect::{ConnectArgs, connect};
+use crate::cli::args::connect::{ApiKeyInput, ConnectArgs, ConnectSpec, connect, say_made};
 use crate::cli::args::values;
 use crate::cli::commands::objects::lines::{log_json, log_line, ls_json, ls_line};
 use crate::cli::commands::objects::save::{delete, save};
@@ -197,6 +198,15 @@ impl ObjectSession {
         work: impl AsyncFnOnce(&mut ObjectSession) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let (spec, key) = args.resolve_or_mounted()?;
+        Self::at(spec, key, work).await
+    }
+
+    /// The same with a vault that is known.
+    async fn at<T>(
+        spec: ConnectSpec,
+        key: ApiKeyInput,
+        work: impl AsyncFnOnce(&mut ObjectSession) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let connected = connect(&spec, key, Arc::new(SystemClock), Start::AtOnce).await?;
         let mut session = ObjectSession {
             vault: connected.vault,
@@ -327,7 +337,12 @@ async fn get(args: GetArgs) -> Result<ExitCode, Failure> {
 
 async fn put(args: PutArgs) -> Result<ExitCode, Failure> {
     let name = object_name(&args.name)?;
-    ObjectSession::with(&args.connect, async |session| {
+    let (mut spec, key) = args.connect.resolve_or_mounted()?;
+    // A mount's vault is there, unless it was moved away.
+    spec.makes = args.connect.embedded.is_some();
+    let new = spec.new_vault().filter(|_| spec.makes).map(Path::to_owned);
+    ObjectSession::at(spec, key, async |session| {
+        new.as_deref().inspect(|dir| say_made(dir));
         let bytes = terminal::read_value(session.max_size)?;
         let saved = save(session, &name, |base| {
             codec::to_content(args.format, base, bytes.expose())
