@@ -19,7 +19,7 @@ pub mod save;
 pub mod testing;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -140,6 +140,8 @@ pub struct VaultStatus {
     pub ahead_ms: Option<i64>,
     /// Whether the key may make and update objects, where the vault says so.
     pub may_write: Option<bool>,
+    /// For how long the vault knows what an idempotency key made, where it says so.
+    pub remembers: Option<Duration>,
     /// How often another key has come into use.
     pub key_changes: u64,
 }

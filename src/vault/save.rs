@@ -12,8 +12,9 @@
 //!    saved after it; not made is sent; an unknown outcome is a conflict, never a second update.
 //! 3. Each attempt carries a key, the same for the same bytes: a vault that honours such keys makes
 //!    them once, however often and however late they come, and returns what it made, and for a
-//!    creation whether the object was deleted since. It is asked before its versions are. Any other
-//!    vault is asked in vain.
+//!    creation whether the object was deleted since. One that says for how long it knows keys is
+//!    sent the attempt once more, whatever that makes now, and its versions are not asked for. Any
+//!    other vault is asked where that can make nothing.
 //! 4. Where the vault checks versions each update names the one that it follows: just the next one
 //!    can be it, and a request that arrives after the look is refused once another one was made.
 
@@ -224,9 +225,9 @@ impl Save<'_> {
     async fn attempt(&self, progress: Progress<'_>, maybe_applied: &mut bool) -> Result<Saved> {
         // What a person wants is made whatever an earlier attempt made.
         let before = self.sent.filter(|_| !self.conditions.insists);
-        let key = before.map_or_else(IdempotencyKey::random, |sent| sent.key);
+        let key = before.map_or_else(|| IdempotencyKey::new(self.cache.wall()), |sent| sent.key);
         let mut next = match (self.sent, self.base) {
-            (Some(sent), _) => self.next(self.outcome(Some(sent)).await?)?,
+            (Some(sent), _) => self.next(self.outcome(Some(sent), !self.conditions.guarded).await?)?,
             (None, Some(base)) => Next::Continue(self.after(&base.id, &base.version)),
             (None, None) => Next::Continue(After::Nothing),
         };
@@ -293,7 +294,7 @@ impl Save<'_> {
         if !e.maybe_applied && !has_moved(&e) {
             return Err(e);
         }
-        match self.outcome(sent).await {
+        match self.outcome(sent, !self.conditions.guarded).await {
             Ok(outcome) => self.next(outcome),
             Err(_) if e.maybe_applied => Err(e),
             Err(_) if self.conditions.guarded && sent.is_none() => Err(superseded()),
@@ -363,7 +364,8 @@ impl Save<'_> {
     }
 
     /// What became of an attempt to store the bytes; without one, what the name is now.
-    pub async fn outcome(&self, sent: Option<&Attempt>) -> Result<Outcome> {
+    /// With `may_make` a vault that knows what was sent may make it now.
+    pub async fn outcome(&self, sent: Option<&Attempt>, may_make: bool) -> Result<Outcome> {
         let after = sent.map(|sent| &sent.after);
         let asked = self.cache.now();
         let current = match self.cache.vault().get_by_name(self.call, self.name).await {
@@ -390,7 +392,7 @@ impl Save<'_> {
             }
             After::Any(..) | After::Just(..) | After::Nothing => {}
         }
-        if let Some(outcome) = self.outcome_by_key(sent, now).await? {
+        if let Some(outcome) = self.outcome_by_key(sent, now, may_make).await? {
             return Ok(outcome);
         }
         let history = match self.cache.vault().versions(self.call, &now.id, sent.after.version()).await {
@@ -404,31 +406,40 @@ impl Save<'_> {
         }
     }
 
-    /// Sends an attempt once more that makes nothing now: the name is taken, or another version
-    /// follows the one that it is to follow. A vault that knows it by its key says what it made.
-    async fn outcome_by_key(&self, sent: &Attempt, now: &Meta) -> Result<Option<Outcome>> {
+    /// Sends an attempt once more: a vault that knows it by its key says what it made. Where it
+    /// does not say that it knows keys, or nothing may be made, only an attempt is sent that makes
+    /// nothing now: the name is taken, or another version follows the one that it is to follow.
+    async fn outcome_by_key(&self, sent: &Attempt, now: &Meta, may_make: bool) -> Result<Option<Outcome>> {
+        let Some(key) = sent.key else { return Ok(None) };
         let (vault, call) = (self.cache.vault(), &Call { idempotency_key: sent.key, ..*self.call });
+        // Half of the time: clocks differ.
+        let knows = vault.status().remembers.zip(key.age(self.cache.wall()));
+        let knows = knows.is_some_and(|(remembers, age)| age < remembers / 2);
         let again = match &sent.after {
-            _ if sent.key.is_none() => return Ok(None),
             After::Nothing => vault.create(call, self.name, self.content).await,
             After::Any(id, version) | After::Just(id, version)
                 if self.can_check() && version.is_the_vaults() =>
             {
                 vault.update(call, id, self.content, Some(version)).await
             }
+            After::Any(id, _) if knows && may_make => vault.update(call, id, self.content, None).await,
             After::Any(..) | After::Just(..) => return Ok(None),
         };
+        let is_later = |meta: &Meta| meta.version.is_later(meta.updated_at, (&now.version, now.updated_at));
         match again {
-            Ok(meta) if meta.id == now.id => {
-                let object = Arc::new(Object { meta, content: self.content.clone() });
+            Ok(meta) if meta.id == now.id && !is_later(&meta) => {
+                let object = self.cache.stored_before(meta, self.content.clone());
                 Ok(Some(Outcome::Made(Saved { object, superseded: true })))
             }
-            // What had the name is gone meanwhile.
+            // Made now, or since the look; or what had the name is gone meanwhile.
             Ok(meta) => {
                 Ok(Some(Outcome::Made(Saved::current(self.cache.stored(meta, self.content.clone())))))
             }
             Err(e) if e.kind == ErrorKind::MadeAndDeleted => Ok(Some(Outcome::Deleted(now.clone()))),
             Err(e) if is_outage(e.kind) => Err(e),
+            Err(e) if knows && e.kind != ErrorKind::NotFound && has_moved(&e) => {
+                Ok(Some(Outcome::NotMade(Some(now.clone()))))
+            }
             Err(_) => Ok(None),
         }
     }

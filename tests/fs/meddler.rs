@@ -294,7 +294,9 @@ impl Vault for Meddler {
         self.memory.capabilities()
     }
     fn status(&self) -> VaultStatus {
-        self.memory.status()
+        let status = self.memory.status();
+        let remembers = status.remembers.filter(|_| self.knows_keys.load(Ordering::SeqCst));
+        VaultStatus { remembers, ..status }
     }
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {
         self.here()?;

@@ -328,7 +328,7 @@ impl Writeback {
         };
         let failed = |e| self.env.failed(Cause::Unlink.name(), job.name.as_str(), &e);
         let content = self.content_of(&job).map_err(failed)?;
-        let outcome = self.save_of(&job, &content, call).outcome(Some(&sent)).await;
+        let outcome = self.save_of(&job, &content, call).outcome(Some(&sent), false).await;
         if let Outcome::Made(saved) = outcome.map_err(failed)? {
             file.change_alone().stored = Some(Stored::of(&saved.object));
         }

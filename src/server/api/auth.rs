@@ -14,10 +14,13 @@ use crate::server::api::error::{ApiError, ErrorType};
 use crate::server::api::key_limits::too_busy;
 use crate::server::api::{App, rate_limit};
 use crate::server::instance::admission::ConnectionPermit;
-use crate::server::store::{IdempotencyRecord, KeyHash, KeyRow, Permission};
+use crate::server::store::{IdempotencyRecord, KEYS_KEPT, KeyHash, KeyRow, Permission};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
+/// For how many seconds a request is known by its `Idempotency-Key`: a client that never had the
+/// answer sends it once more, and need not look for what it made.
+const REMEMBERS: HeaderName = HeaderName::from_static("x-vaultfs-idempotency");
 const PERMISSIONS: HeaderName = HeaderName::from_static("x-vaultfs-permissions");
 
 /// The API key a request came with; in the request's extensions after authentication.
@@ -91,6 +94,7 @@ async fn check(
         None => rate_limit::announce_none(&mut response),
     }
     response.headers_mut().insert(PERMISSIONS, rights);
+    response.headers_mut().insert(REMEMBERS, HeaderValue::from(KEYS_KEPT.as_secs()));
     response
 }
 

@@ -157,6 +157,9 @@ pub struct ObjectRow {
     pub updated_by: Actor,
 }
 
+/// How long a store knows what a request with an idempotency key made.
+pub const KEYS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// An object at one of its versions, value sealed: `object.version`, `updated_at` and so on are
 /// that version's.
 #[derive(Debug, Clone)]

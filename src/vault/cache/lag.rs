@@ -153,8 +153,18 @@ impl Lag {
             self.made.pop_front();
         }
         self.made.push_back((now, meta.clone()));
-        if created && self.entries.get(&meta.id).is_some_and(|before| before.newest.is_some()) {
-            // A repeated creation: what is known since is newer than the first answer.
+        // The answer to a repeated request: what is known since is newer.
+        let is_overtaken = |before: &LagEntry| {
+            let newest = before.newest.as_ref();
+            let later = newest.and_then(|newest| newest.version.as_ref().zip(newest.updated_at));
+            newest.is_some() && created
+                || before
+                    .earlier
+                    .iter()
+                    .any(|(version, at)| *version == meta.version && *at == meta.updated_at)
+                || later.is_some_and(|(tag, at)| tag.is_later(at, (&meta.version, meta.updated_at)))
+        };
+        if self.entries.get(&meta.id).is_some_and(is_overtaken) {
             return;
         }
         let mut earlier = Vec::new();

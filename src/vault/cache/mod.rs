@@ -206,6 +206,11 @@ impl Cache {
         self.clock.now()
     }
 
+    /// The time of day.
+    pub fn wall(&self) -> SystemTime {
+        self.clock.wall()
+    }
+
     /// Ingests the page of the start-up probe, which was requested at `asked`.
     pub fn seed(&self, page: &Page, asked: Instant) {
         let mut state = self.state();
@@ -389,6 +394,14 @@ impl Cache {
         state.refused.pop(&object.meta.name);
         state.index.found(&object.meta, now);
         state.index.put_value(&object);
+        object
+    }
+
+    /// Stored here; another version has followed.
+    pub fn stored_before(&self, meta: Meta, content: Content) -> Arc<Object> {
+        let object = Arc::new(Object { meta, content });
+        self.shown.store(true, Ordering::Release);
+        self.state().index.put_value(&object);
         object
     }
 

@@ -62,7 +62,8 @@ impl KvVault {
         let body = body(&[("name", &name), ("key_context", &context), ("value", value.expose())]);
         let mut request =
             Request::write(Method::POST, KV, Some(body), ErrorKind::AlreadyExists, operation).of_no_object();
-        request.idempotency_key = call.idempotency_key.or_else(IdempotencyKey::random);
+        request.idempotency_key =
+            call.idempotency_key.or_else(|| IdempotencyKey::new(self.transport.clock().wall()));
         if request.idempotency_key.is_some() {
             request.idempotency = Idempotency::Keyed;
         }

@@ -56,6 +56,8 @@ pub struct Parts {
 
 /// The header in which `vaultfs serve` says what a key may do.
 const PERMISSIONS: &str = "x-vaultfs-permissions";
+/// And for how many seconds it knows what an idempotency key made.
+const REMEMBERS: &str = "x-vaultfs-idempotency";
 
 /// How long that header is trusted.
 const TRUSTED_FOR: Duration = Duration::from_secs(60);
@@ -77,6 +79,8 @@ pub struct Transport {
     ahead_ms: Mutex<Option<i64>>,
     /// Whether the key may write, by the last answer that said so, and the number of that key.
     may_write: Mutex<Option<(bool, u64, Instant)>>,
+    /// For how many seconds the vault knows idempotency keys; 0 while it has not said so.
+    remembers: AtomicU64,
     /// The last key that lacked a right: its number, as [`ApiKey::changes`] counts.
     lacks: AtomicU64,
 }
@@ -99,6 +103,7 @@ impl Transport {
             in_flight: tokio::sync::Semaphore::new(MAX_IN_FLIGHT),
             ahead_ms: Mutex::new(None),
             may_write: Mutex::new(None),
+            remembers: AtomicU64::new(0),
             lacks: AtomicU64::new(u64::MAX),
         }
     }
@@ -120,6 +125,9 @@ impl Transport {
             may_write: known
                 .filter(|(_, of, at)| *of == key_changes && now < *at + TRUSTED_FOR)
                 .map(|(may, ..)| may),
+            remembers: Some(self.remembers.load(Ordering::Relaxed))
+                .filter(|s| *s > 0)
+                .map(Duration::from_secs),
             key_changes,
         }
     }
@@ -340,6 +348,9 @@ impl Transport {
             self.answered.store(true, Ordering::Relaxed);
             self.compare_clocks(response.headers());
             self.learn_rights(response.status(), response.headers(), key);
+            let remembers =
+                response.headers().get(REMEMBERS).and_then(|said| said.to_str().ok()?.parse().ok());
+            self.remembers.store(remembers.unwrap_or(0), Ordering::Relaxed);
             let headers = Headers::read(response.headers(), self.parts.clock.wall());
             let status = response.status();
             self.parts.budget.learn(ticket, &headers, status == StatusCode::TOO_MANY_REQUESTS);

@@ -90,6 +90,12 @@ impl VersionTag {
         Self::new(format!("{TIME_TAG}{time}"))
     }
 
+    /// Whether the version of this tag, made at that time, came after another one of its object.
+    pub fn is_later(&self, at: SystemTime, (other, then): (&Self, SystemTime)) -> bool {
+        let number = |tag: &Self| tag.0.parse::<u64>().ok();
+        at > then || (at == then && number(self).zip(number(other)).is_some_and(|(own, other)| own > other))
+    }
+
     /// Whether the vault gave it, and can check it.
     pub fn is_the_vaults(&self) -> bool {
         !self.0.starts_with(TIME_TAG)

@@ -302,8 +302,17 @@ impl Vault for MemoryVault {
     fn status(&self) -> VaultStatus {
         let (endpoint, requests) = ("memory".to_owned(), self.counts.total());
         let Reported { budget, ahead_ms } = *self.reported();
-        let spent_by = Vec::new();
-        VaultStatus { endpoint, requests, spent_by, budget, ahead_ms, may_write: None, key_changes: 0 }
+        let (spent_by, remembers) = (Vec::new(), Some(Duration::from_secs(24 * 60 * 60)));
+        VaultStatus {
+            endpoint,
+            requests,
+            spent_by,
+            budget,
+            ahead_ms,
+            may_write: None,
+            remembers,
+            key_changes: 0,
+        }
     }
 
     async fn get_by_name(&self, call: &Call, name: &ObjectName) -> Result<Object> {

@@ -7,7 +7,7 @@
 mod listing;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use vaultfs::secret::SecretBytes;
 use vaultfs::vault::{
@@ -147,7 +147,7 @@ pub async fn names_are_taken_once(vault: &DynVault) {
 /// where its object is gone.
 pub async fn a_creation_that_comes_again_makes_nothing(vault: &DynVault) {
     let (text, content) = (name("made once"), Content::plain("first"));
-    let keyed = || Call { idempotency_key: IdempotencyKey::random(), ..call() };
+    let keyed = || Call { idempotency_key: IdempotencyKey::new(SystemTime::now()), ..call() };
     let call_once = keyed();
     let made = vault.create(&call_once, &text, &content).await.expect("create");
     assert_eq!(vault.create(&call_once, &text, &content).await.expect("again"), made);
@@ -170,7 +170,7 @@ pub async fn a_creation_that_comes_again_makes_nothing(vault: &DynVault) {
 /// then, and makes nothing.
 pub async fn an_update_that_comes_again_makes_nothing(vault: &DynVault) {
     let content = Content::plain("second");
-    let keyed = || Call { idempotency_key: IdempotencyKey::random(), ..call() };
+    let keyed = || Call { idempotency_key: IdempotencyKey::new(SystemTime::now()), ..call() };
     let first = create(vault, "updated once", "first").await;
     let other = create(vault, "another", "first").await;
     let once = keyed();

@@ -7,14 +7,14 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use crate::server::store::{IdempotencyRecord, Millis, StoreError};
+use crate::server::store::{IdempotencyRecord, KEYS_KEPT, Millis, StoreError};
 
 /// What was made: the id of an object, or the number of a version of the object that the request
 /// names.
 pub type Made = [u8; 16];
 
 /// How long a request is remembered.
-const KEPT_MS: i64 = 24 * 60 * 60 * 1000;
+const KEPT_MS: i64 = KEYS_KEPT.as_millis() as i64;
 /// Rows that are forgotten with each one that is written: they go faster than they come.
 const SWEPT: i64 = 100;
 
