@@ -40,7 +40,7 @@ impl Exit {
     /// What it says, for help, man pages and docs/REFERENCE.md.
     pub fn meaning(self) -> &'static str {
         match self {
-            Self::Failed => "failed",
+            Self::Failed => "failed, or a mount is not well (status)",
             Self::Usage => "the command line is wrong",
             Self::Key => "the key is missing or was refused",
             Self::Unreachable => "the vault cannot be reached, or what answers is no vault",
@@ -67,6 +67,11 @@ impl Failure {
     /// A failure with its sentence.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self { exit, message: message.into(), lines: Vec::new() }
+    }
+
+    /// A command needs a mount, and there is none.
+    pub fn no_mount() -> Self {
+        Self::new(Exit::NotFound, "no vault is mounted")
     }
 
     /// The same with lines behind its sentence.

@@ -60,7 +60,7 @@ impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Target::Stderr => f.write_str("standard error"),
-            Target::Journal => f.write_str("the journal (journalctl -t vaultfs)"),
+            Target::Journal => f.write_str("journalctl -t vaultfs"),
             Target::File(path) => write!(f, "{}", path.shown()),
         }
     }

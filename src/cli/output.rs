@@ -81,11 +81,17 @@ impl Lines {
     }
 }
 
+impl Display for Lines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Prints what `render` makes, as the whole output of a command.
 pub fn print(render: impl FnOnce(&mut Lines)) -> Result<(), Failure> {
     let mut lines = Lines::default();
     render(&mut lines);
-    data(&lines.0)
+    data(&lines.to_string())
 }
 
 /// Prints this as JSON, as the whole output of a command.

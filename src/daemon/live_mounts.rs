@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::daemon::control::Client;
+use crate::daemon::protocol::see_log;
 use crate::daemon::runtime_dir;
 use crate::daemon::runtime_dir::Found;
 use crate::fs::Unsaved;
@@ -63,6 +64,16 @@ impl LiveMount {
     /// Which vault: the connection's description, without any secret. Another user's is none.
     pub fn spec(&self) -> serde_json::Value {
         if self.is_own() { self.found.record.spec.clone() } else { serde_json::Value::Null }
+    }
+
+    /// Where its log is, for people. Another user's is not known.
+    pub fn log(&self) -> &str {
+        if self.is_own() { &self.found.record.log } else { "" }
+    }
+
+    /// Sends the reader of a message to its log.
+    pub fn see_log(&self) -> String {
+        see_log(self.log())
     }
 
     /// Connects to its worker.
@@ -122,6 +133,15 @@ pub fn detached() -> Vec<LiveMount> {
     let elsewhere = |dev: Dev| !here.iter().any(|entry| entry.dev == dev && entry.is_vaultfs());
     let found = runtime_dir::find(trust::own(), None).into_iter();
     found.filter(|found| found.keeper.is_some() && elsewhere(found.dev)).map(LiveMount::from).collect()
+}
+
+/// Where the log is of a mount without processes.
+pub fn log_of_dead(entry: &Entry) -> String {
+    let mut found =
+        runtime_dir::find(trust::own(), Some(entry.dev)).into_iter().filter(|_| trust::is_own(entry));
+    found
+        .rfind(|found| found.record.mountpoint == entry.mountpoint)
+        .map_or_else(String::new, |found| found.record.log)
 }
 
 /// The worker of a mount without a keeper, if it has not ended yet: it stores what is unsaved,

@@ -45,8 +45,19 @@ pub struct MountConfig {
     pub on_change: Option<String>,
     /// Where log lines go; opaque to this layer.
     pub log: serde_json::Value,
+    /// The same for people: a file, or the command that shows it. Empty in an older version's.
+    #[serde(default)]
+    pub log_place: String,
     /// `--foreground`: log on standard error, end with the parent.
     pub foreground: bool,
+}
+
+/// Where a message sends its reader for the reason.
+pub fn see_log(place: &str) -> String {
+    match place {
+        "" => "see the log".to_owned(),
+        place => format!("see the log: {place}"),
+    }
 }
 
 /// Why a process ended: an exit code of the command line, and a message.
@@ -243,6 +254,7 @@ mod tests {
             drain: Duration::from_secs(60),
             on_change: None,
             log: serde_json::Value::Null,
+            log_place: String::new(),
             foreground: false,
         }
     }

@@ -43,6 +43,9 @@ pub struct Record {
     pub keeper_started: Option<u64>,
     /// Which vault: the connection's description, without any secret.
     pub spec: serde_json::Value,
+    /// Where its log is, for people.
+    #[serde(default)]
+    pub log: String,
     /// Why everything on the mount fails, if the keeper has given up.
     #[serde(default)]
     pub broken: Option<String>,
@@ -197,10 +200,10 @@ fn name(dev: Dev, keeper: u32) -> String {
 
 impl Record {
     /// Of this process, which keeps the mount.
-    pub fn of_this_keeper(mountpoint: PathBuf, spec: serde_json::Value) -> Self {
+    pub fn of_this_keeper(mountpoint: PathBuf, spec: serde_json::Value, log: String) -> Self {
         let keeper_pid = std::process::id();
         let keeper_started = process::started(keeper_pid);
-        Self { mountpoint, keeper_pid, keeper_started, spec, broken: None, unsaved: None }
+        Self { mountpoint, keeper_pid, keeper_started, spec, log, broken: None, unsaved: None }
     }
 }
 
@@ -306,7 +309,10 @@ mod tests {
     }
 
     fn record(keeper_pid: u32) -> Record {
-        Record { keeper_pid, ..Record::of_this_keeper("/mnt/v".into(), serde_json::json!({"a": 1})) }
+        Record {
+            keeper_pid,
+            ..Record::of_this_keeper("/mnt/v".into(), serde_json::json!({"a": 1}), String::new())
+        }
     }
 
     #[test]

@@ -197,7 +197,9 @@ where
 
 /// A task that was to answer and died did so because of a bug, which the log names.
 fn joined<T, E>(answer: Result<Result<T, Refusal>, E>) -> Result<T, Refusal> {
-    answer.unwrap_or_else(|_| Err(Refusal::Message("vaultfs failed; its log says where".into())))
+    answer.unwrap_or_else(|_| {
+        Err(Refusal::Message("vaultfs failed; the standard error of volume-plugin says where".into()))
+    })
 }
 
 /// The body; engines leave it out where it would be empty.

@@ -6,6 +6,7 @@ mod help;
 mod keys;
 mod man;
 mod objects;
+mod status;
 #[path = "../support/mod.rs"]
 mod support;
 mod terminals;

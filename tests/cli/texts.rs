@@ -67,7 +67,7 @@ fn no_command_gives_a_name_to_the_terminal_as_it_is() {
     assert_eq!(failed.raw_os_error(), Some(libc::EACCES));
     let status = plain(run(mount.vaultfs(["status"]).arg(mount.mnt())));
     assert!(status.contains(&format!("{SEEN}: 1 byte")), "{status}");
-    assert!(plain(run(&mut mount.vaultfs(["status"]))).contains(SEEN));
+    assert!(plain(run(&mut mount.vaultfs(["status", "-v"]))).contains(SEEN));
     let json = plain(run(mount.vaultfs(["status", "--json"]).arg(mount.mnt())));
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json[0]["fs"]["unsaved"][0]["name"], NAME, "exact, and plain");

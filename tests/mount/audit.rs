@@ -114,7 +114,7 @@ fn a_full_disk_costs_lines_and_no_read() {
         assert_eq!(fs::read(mount.path("f")).unwrap(), b"value\n");
         mount.status()["fs"]["audit"]["lost"].as_u64() > Some(0)
     });
-    let text = run(mount.vaultfs(["status"]).arg(mount.mnt())).ok();
+    let text = run(mount.vaultfs(["status"]).arg(mount.mnt())).prints(1);
     assert!(text.contains("LOST") && text.contains("NOT WELL: "), "{text}");
     assert!(text.contains("of the audit file w"), "{text}");
     fs::remove_file(&filler).unwrap();

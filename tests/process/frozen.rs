@@ -78,8 +78,8 @@ fn workers_that_are_stopped_while_they_start_are_succeeded() {
     fs::write(mount.path("new"), "2").unwrap();
     assert!(begun.elapsed() < 2 * AT_MOST, "{:?}", begun.elapsed());
     let why =
-        "its takeover failed: the worker process died (no heartbeat for 5 s, and was killed); see the log";
-    assert_eq!(last_end(&mount), why);
+        "its takeover failed: the worker process died (no heartbeat for 5 s, and was killed); see the log: ";
+    assert!(last_end(&mount).starts_with(why), "{}", last_end(&mount));
     assert_eq!(mount.status()["restarts"], 3);
     assert_eq!(mount.pids().0, keeper);
     assert_eq!(fs::read_to_string(mount.path("f")).unwrap(), "1");
@@ -108,8 +108,8 @@ fn workers_that_a_freezer_holds_are_succeeded_whether_they_serve_or_start() {
     writer.join().unwrap().unwrap();
     assert!(begun.elapsed() < AT_MOST, "{:?}", begun.elapsed());
     let why =
-        "its takeover failed: the worker process died (no heartbeat for 5 s, and was killed); see the log";
-    assert_eq!(last_end(&mount), why);
+        "its takeover failed: the worker process died (no heartbeat for 5 s, and was killed); see the log: ";
+    assert!(last_end(&mount).starts_with(why), "{}", last_end(&mount));
     assert_eq!(mount.status()["restarts"], 2);
     assert!(!mount.log().contains("it is given up"), "{}", mount.log());
     mount.unmount();

@@ -498,7 +498,7 @@ fn a_full_disk_under_an_embedded_vault_is_enospc_and_the_save_is_made_when_there
     drop(file);
     assert_eq!(fs::read(mount.path("g")).unwrap(), [number; 60_000], "its bytes are kept");
     assert_eq!(fs::read(mount.path("f")).unwrap(), b"old", "and what is stored can be read");
-    let said = run(mount.vaultfs(["status"]).arg(mount.mnt())).ok();
+    let said = run(mount.vaultfs(["status"]).arg(mount.mnt())).prints(1);
     assert!(said.contains("is full: make room on it") && said.contains("NOT WELL"), "{said}");
     assert!(said.contains(data.to_str().unwrap()), "which disk: {said}");
     run(mount.vaultfs(["unmount"]).arg(mount.mnt())).fails(7);

@@ -92,7 +92,7 @@ fn unmount_names_what_is_left_and_keeps_the_mount_until_it_is_stored() {
     assert!(said.contains("lost: ") && !said.contains("stored: /"), "{said}");
     assert!(!said.contains("precious"));
     assert_eq!(fs::read_to_string(mount.path("lost")).unwrap(), "precious", "kept, and readable");
-    let status = run(mount.vaultfs(["status"]).arg(mount.mnt())).ok();
+    let status = run(mount.vaultfs(["status"]).arg(mount.mnt())).prints(1);
     assert!(status.contains("lost: 8 bytes"), "{status}");
 
     server.resume();
@@ -136,7 +136,7 @@ fn what_the_vault_refuses_to_delete_is_listed_until_it_is_kept() {
     assert_eq!(said, Some(7), "refused again");
     let said = pending(&[]).out;
     assert!(said.starts_with("undeleted ") && said.contains(" f  it should be gone, but"), "{said}");
-    let status = run(mount.vaultfs(["status"]).arg(mount.mnt())).ok();
+    let status = run(mount.vaultfs(["status"]).arg(mount.mnt())).prints(1);
     assert!(status.contains("NOT WELL: an object that should be gone was not deleted"), "{status}");
     assert!(mount.sh("getfattr --only-values -n user.vault.error f").starts_with("it should be gone"));
     pending(&["--discard", "f"]).ok();
@@ -531,6 +531,6 @@ fn what_cannot_be_said_changes_no_exit_code() {
     // A reader that had enough.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    assert_eq!(mount.vaultfs(["status"]).arg(mount.mnt()).stdout(writer).status().unwrap().code(), Some(0));
+    assert_eq!(mount.vaultfs(["status"]).arg(mount.mnt()).stdout(writer).status().unwrap().code(), Some(1));
     server.resume();
 }

@@ -254,6 +254,7 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput, Target
         drain: args.drain,
         on_change: args.on_change.clone(),
         log: serde_json::to_value(&log)?,
+        log_place: log.target.to_string(),
         foreground: args.foreground,
     };
     Ok((config, key, target))

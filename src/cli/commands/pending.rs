@@ -114,7 +114,7 @@ fn the_mount(path: Option<&PathBuf>) -> Result<LiveMount, Failure> {
     let mut live = live_mounts::live();
     match (live.pop(), live.len()) {
         (Some(mount), 0) => Ok(mount),
-        (None, _) => Err(Failure::new(Exit::NotFound, "no vault is mounted")),
+        (None, _) => Err(Failure::no_mount()),
         (Some(_), _) => Err(Failure::new(Exit::Usage, "several vaults are mounted: name the mount point")),
     }
 }

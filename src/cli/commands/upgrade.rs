@@ -57,7 +57,7 @@ pub fn run(args: UpgradeArgs) -> anyhow::Result<ExitCode> {
         }
     };
     if mounts.is_empty() {
-        return Err(Failure::new(Exit::NotFound, "no vault is mounted").into());
+        return Err(Failure::no_mount().into());
     }
     for mount in &mounts {
         upgrade(mount, &program)?;
@@ -87,7 +87,7 @@ fn upgrade(mount: &LiveMount, program: &std::path::Path) -> Result<(), Failure> 
                 stdio::say(format_args!("{path}: its worker died meanwhile ({how}): asking the next one"));
             }
             Asked::Died(how) => {
-                let why = format!("its workers die before they can be upgraded ({how}); see the log");
+                let why = format!("its workers die before they can be upgraded ({how}); {}", mount.see_log());
                 return Err(Failure::new(Exit::Failed, format!("{path} is not upgraded: {why}")));
             }
         }
@@ -113,14 +113,14 @@ fn ask(mount: &LiveMount, program: &std::path::Path, end: Instant) -> Result<Ask
         let now = worker(mount, end)?;
         if now.pid == before.pid {
             if Instant::now() >= end {
-                return Ok(Asked::Refused("the same worker continues; see the log".to_owned()));
+                return Ok(Asked::Refused(format!("the same worker continues; {}", mount.see_log())));
             }
             std::thread::sleep(Duration::from_millis(20));
         } else if now.last_end == UPGRADED && now.version == VERSION {
             return Ok(Asked::Done);
         } else if now.last_end == UPGRADED || now.last_end.starts_with(NOT_UPGRADED) {
-            let why = "the new version could not take over, and the old one continues; see the log";
-            return Ok(Asked::Refused(why.to_owned()));
+            let why = "the new version could not take over, and the old one continues";
+            return Ok(Asked::Refused(format!("{why}; {}", mount.see_log())));
         } else {
             return Ok(Asked::Died(now.last_end));
         }
@@ -144,8 +144,9 @@ fn wait_for_answer(mount: &LiveMount, client: &Client) -> Result<(), Failure> {
         }
         if Instant::now() >= end {
             let why = format!(
-                "its keeper, process {keeper}, does not answer within {} s; see the log, and `vaultfs status {path}`",
-                TAKEOVER.as_secs()
+                "its keeper, process {keeper}, does not answer within {} s; {}",
+                TAKEOVER.as_secs(),
+                mount.see_log()
             );
             return Err(Failure::new(Exit::Failed, format!("{path} is not upgraded: {why}")));
         }

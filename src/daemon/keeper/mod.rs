@@ -271,7 +271,8 @@ impl Keeper {
         unsaved: Option<Vec<Unsaved>>,
     ) -> io::Result<()> {
         let config = &self.spawn_config.config;
-        let record = Record::of_this_keeper(config.mountpoint.clone(), config.spec.clone());
+        let (spec, log) = (config.spec.clone(), config.log_place.clone());
+        let record = Record::of_this_keeper(config.mountpoint.clone(), spec, log);
         self.directory.write(dev, &Record { broken, unsaved, ..record })
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::daemon::keeper::events::Event;
 use crate::daemon::keeper::worker_process::Worker;
 use crate::daemon::keeper::{DRAIN_MARGIN, Goal, Keeper, Phase, StarterPipe, restart_policy};
-use crate::daemon::protocol::{ExitError, MountFacts, ToKeeper, ToWorker};
+use crate::daemon::protocol::{ExitError, MountFacts, ToKeeper, ToWorker, see_log};
 use crate::daemon::runtime_dir::RuntimeDir;
 use crate::daemon::worker::reason;
 use crate::display::Shown;
@@ -127,7 +127,10 @@ impl Keeper {
                 Event::WorkerGone(status) => {
                     let how = self.how_it_ended(status);
                     self.start_ended = Some(self.exit_message(status));
-                    return Err(ExitError::new(format!("the worker process died ({how}); see the log")));
+                    return Err(ExitError::new(format!(
+                        "the worker process died ({how}); {}",
+                        self.see_log()
+                    )));
                 }
                 Event::Stop | Event::StarterGone if starter.is_some() => {
                     return Err(ExitError::new("interrupted before it was mounted"));
@@ -305,6 +308,10 @@ impl Keeper {
         }
     }
 
+    fn see_log(&self) -> String {
+        see_log(&self.spawn_config.config.log_place)
+    }
+
     /// Workers keep dying: from now on every request fails.
     fn give_up(&mut self, how: &str) {
         let path = self.mountpoint().shown().to_string();
@@ -312,8 +319,9 @@ impl Keeper {
         self.retry_at = Some(Instant::now() + again);
         let again = again.as_secs();
         let why = format!(
-            "its worker keeps dying ({how}; see the log): everything on it fails with EIO; another one is tried in \
-             {again} s, and so on; `vaultfs unmount --force {path}` removes it, and what was not stored is lost then"
+            "its worker keeps dying ({how}; {}): everything on it fails with EIO; another one is tried in {again} s, and \
+             so on; `vaultfs unmount --force {path}` removes it, and what was not stored is lost then",
+            self.see_log()
         );
         tracing::error!("{path}: {why}");
         // The socket is closed: commands find the record.

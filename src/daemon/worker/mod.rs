@@ -333,6 +333,7 @@ impl Handler for ControlHandler {
                 "requests": self.service.requests(),
             },
             "memory": { "keeper": self.facts.keeper_memory, "worker": self.memory },
+            "log": self.config.log_place,
             "options": self.config.options,
             "spec": self.config.spec,
             "fs": self.service.status(),

@@ -86,7 +86,7 @@ fn only_json(place: Place, secret: &Secret, hunt: &mut Hunt) {
         file.write_all(text.as_bytes()).unwrap();
         assert_eq!(file.sync_all().unwrap_err().raw_os_error(), Some(libc::EINVAL), "case {case}");
     }
-    play::say(&mut vault.command_with_mount(&["status"]), hunt).ok();
+    play::say(&mut vault.command_with_mount(&["status"]), hunt).prints(1);
     nothing_shows("refused as no JSON", hunt, vault.place());
     let left = play::say(&mut vault.command_with_mount(&["unmount"]), hunt);
     assert_eq!(left.code, Some(7), "{}", left.err);
@@ -157,7 +157,7 @@ fn a_served_vault_and_its_key_leave_no_trace_even_when_it_dies() {
     assert!(!end.core_dumped(), "a core file would hold what it served");
     let failed = refused(&vault, &secret);
     assert!(matches!(failed, libc::EIO | libc::ETIMEDOUT), "{failed}");
-    let status = play::say(&mut vault.command_with_mount(&["status", "--json"]), &mut hunt).ok();
+    let status = play::say(&mut vault.command_with_mount(&["status", "--json"]), &mut hunt).prints(1);
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status[0]["fs"]["unsaved"][0]["name"], "text", "{status}");
     play::say(&mut vault.command_with_mount(&["status"]), &mut hunt);
@@ -301,7 +301,7 @@ fn answers_that_repeat_secrets_are_not_repeated() {
     }
     assert!(server.hits() >= 4 * server.cases, "{} requests: not every path was driven", server.hits());
     hunt.hear("status.json", fs::read(vault.path(".vaultfs/status.json")).unwrap());
-    play::say(&mut vault.command_with_mount(&["status"]), &mut hunt).ok();
+    play::say(&mut vault.command_with_mount(&["status"]), &mut hunt).prints(1);
     play::say(&mut vault.command_with_mount(&["unmount"]), &mut hunt).fails(7);
     nothing_shows("after broken answers", &hunt, vault.place());
     play::say(&mut vault.command_with_mount(&["unmount", "--force"]), &mut hunt).fails(7);

@@ -48,6 +48,13 @@ impl Ran {
         self.out
     }
 
+    /// The output of a command that must have ended with `code`.
+    #[track_caller]
+    pub fn prints(self, code: i32) -> String {
+        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.out, self.err);
+        self.out
+    }
+
     /// Standard error of a command that must have ended with `code`.
     #[track_caller]
     pub fn fails(self, code: i32) -> String {
@@ -286,7 +293,7 @@ impl Mount {
 
     /// `vaultfs status --json MNT`.
     pub fn status(&self) -> serde_json::Value {
-        let out = run(self.vaultfs(["status", "--json"]).arg(self.mnt())).ok();
+        let out = run(self.vaultfs(["status", "--json"]).arg(self.mnt())).out;
         serde_json::from_str::<serde_json::Value>(&out).unwrap()[0].take()
     }
 

@@ -122,7 +122,7 @@ fn the_one_mount_lends_its_vault() {
     let (found, key) = of_the_one_mount(vec![here()]).unwrap();
     assert_eq!(found.endpoint, Endpoint::Embedded("/v".into()));
     assert!(key.secret.is_none());
-    assert_eq!(of_the_one_mount(vec![]).unwrap_err().exit, Exit::Key);
+    assert_eq!(of_the_one_mount(vec![]).unwrap_err().exit, Exit::NotFound);
     let e = of_the_one_mount(vec![here(), (PathBuf::from("/mnt/b"), spec(&["--embedded=/v"]))]).unwrap_err();
     assert_eq!(e.exit, Exit::Usage);
     assert!(e.message.contains("/mnt/a, /mnt/b"), "{e}");

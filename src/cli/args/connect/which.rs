@@ -64,7 +64,7 @@ fn of_the_one_mount(
     mounts: Vec<(PathBuf, serde_json::Value)>,
 ) -> Result<(ConnectSpec, ApiKeyInput), Failure> {
     let [(mountpoint, spec)] = <[_; 1]>::try_from(mounts).map_err(|mounts| match mounts.as_slice() {
-        [] => Failure::new(Exit::Key, NO_VAULT),
+        [] => Failure::new(Exit::NotFound, NO_VAULT),
         several => {
             let names: Vec<_> = several.iter().map(|(path, _)| path.shown().to_string()).collect();
             let ways = several.iter().filter_map(|(path, spec)| suggest_options(path, spec)).collect();

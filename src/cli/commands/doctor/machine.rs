@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::commands::doctor::containers::{containers, volumes};
 use crate::cli::commands::doctor::{Finding, Level};
 use crate::cli::commands::status;
+use crate::daemon::protocol::see_log;
 use crate::display::Shown;
 use crate::sys::{mount_table, mountpoint};
 
@@ -304,18 +305,21 @@ fn key_files(machine: &Machine) -> Vec<Finding> {
 
 fn mounted() -> Vec<Finding> {
     let mounts = status::problems().unwrap_or_default();
-    let well = mounts.iter().filter(|(_, problem)| problem.is_none()).count();
+    let well = mounts.iter().filter(|mount| mount.problem.is_none()).count();
     let mut found = match well {
         0 if mounts.is_empty() => vec![Finding::ok("mounts", "none of yours is mounted")],
         0 => Vec::new(),
         n => vec![Finding::ok("mounts", format!("{n} of yours mounted; `vaultfs status` shows their state"))],
     };
-    found.extend(mounts.iter().filter_map(|(path, problem)| Some(unwell(path, problem.as_deref()?))));
+    found.extend(mounts.iter().filter_map(|mount| {
+        let problem = mount.problem.as_deref()?;
+        Some(unwell(&mount.mountpoint, problem, &mount.log))
+    }));
     found
 }
 
 /// A mount that `vaultfs status` calls not well.
-fn unwell(path: &Path, problem: &str) -> Finding {
+fn unwell(path: &Path, problem: &str, log: &str) -> Finding {
     let at = path.shown();
     // What comes after it is the fix.
     let says = format!("{at}: {}", clause(problem));
@@ -325,7 +329,7 @@ fn unwell(path: &Path, problem: &str) -> Finding {
     let fix = if problem.starts_with("DEAD") {
         format!("`vaultfs mount` with the same options replaces it, `vaultfs unmount {at}` removes it")
     } else {
-        format!("the log says why (`journalctl -t vaultfs`); `vaultfs unmount --force {at}` takes it away")
+        format!("{}; `vaultfs unmount --force {at}` takes it away", see_log(log))
     };
     Finding::problem("mounts", says, fix)
 }
@@ -359,17 +363,19 @@ pub(super) mod tests {
     #[test]
     fn a_mount_that_is_not_well_comes_with_its_fix() {
         let path = Path::new("/srv/secrets");
-        let dead = unwell(path, "DEAD: its processes died, nothing can be read; `vaultfs mount` …");
+        let dead = unwell(path, "DEAD: its processes died, nothing can be read; `vaultfs mount` …", "");
         assert_eq!(dead.level, Level::Problem);
         assert!(dead.says.ends_with("nothing can be read"), "{}", dead.says);
         assert!(dead.fix.is_some_and(|fix| fix.contains("vaultfs unmount /srv/secrets")));
         let dying = unwell(
             path,
-            "its worker keeps dying (it was killed by signal 9; see the log): all fails; unmount",
+            "its worker keeps dying (it was killed by signal 9; see the log: /l): all fails; unmount",
+            "/l",
         );
-        assert!(dying.says.ends_with("signal 9; see the log): all fails"), "{}", dying.says);
-        assert_eq!(unwell(path, "its worker does not answer: timed out").level, Level::Problem);
-        assert_eq!(unwell(path, status::NOT_OURS).level, Level::Note);
+        assert!(dying.says.ends_with("signal 9; see the log: /l): all fails"), "{}", dying.says);
+        assert!(dying.fix.is_some_and(|fix| fix.starts_with("see the log: /l; ")));
+        assert_eq!(unwell(path, "its worker does not answer: timed out", "").level, Level::Problem);
+        assert_eq!(unwell(path, status::NOT_OURS, "").level, Level::Note);
     }
 
     #[test]

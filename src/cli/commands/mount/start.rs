@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::service;
 use crate::daemon::keeper;
-use crate::daemon::protocol::{MountConfig, Outcome, send_config};
+use crate::daemon::protocol::{MountConfig, Outcome, see_log, send_config};
 use crate::display::Shown;
 use crate::secret::SecretString;
 use crate::sys::channel::send_descriptor;
@@ -55,7 +55,7 @@ pub(super) fn start_keeper(
     drop(target);
     send_config(pipe, config, key)?;
     if matches!(config.start, Start::Wait(_)) && !speaks_within(&said, QUIET_WAIT)? {
-        stdio::say("waiting for the vault; the log says why it is not there yet");
+        stdio::say(format_args!("waiting for the vault; {}", see_log(&config.log_place)));
     }
     let mut line = String::new();
     BufReader::new(said).read_line(&mut line)?;

@@ -468,7 +468,7 @@ fn gone(mount: &LiveMount, has_ended: bool) -> Result<(), Failure> {
         return Ok(());
     }
     let path = mount.mountpoint.shown();
-    Err(Failure::new(Exit::Failed, format!("{path} is still there; see the log")))
+    Err(Failure::new(Exit::Failed, format!("{path} is still there; {}", mount.see_log())))
 }
 
 /// A mount in the table without a process of this user.
