@@ -49,17 +49,19 @@ pub struct Call {
     /// What a vault that honours such keys knows a creation by that comes again; other operations
     /// ignore it.
     pub idempotency_key: Option<IdempotencyKey>,
+    /// It was sent before, and its answer may be an older one.
+    pub is_repeated: bool,
 }
 
 impl Call {
     /// A foreground call.
     pub fn foreground(deadline: Instant) -> Self {
-        Self { deadline, priority: Priority::Foreground, idempotency_key: None }
+        Self { deadline, priority: Priority::Foreground, idempotency_key: None, is_repeated: false }
     }
 
     /// A background call.
     pub fn background(deadline: Instant) -> Self {
-        Self { deadline, priority: Priority::Background, idempotency_key: None }
+        Self { deadline, priority: Priority::Background, idempotency_key: None, is_repeated: false }
     }
 }
 

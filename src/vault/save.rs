@@ -411,7 +411,8 @@ impl Save<'_> {
     /// nothing now: the name is taken, or another version follows the one that it is to follow.
     async fn outcome_by_key(&self, sent: &Attempt, now: &Meta, may_make: bool) -> Result<Option<Outcome>> {
         let Some(key) = sent.key else { return Ok(None) };
-        let (vault, call) = (self.cache.vault(), &Call { idempotency_key: sent.key, ..*self.call });
+        let call = &Call { idempotency_key: sent.key, is_repeated: true, ..*self.call };
+        let vault = self.cache.vault();
         // Half of the time: clocks differ.
         let knows = vault.status().remembers.zip(key.age(self.cache.wall()));
         let knows = knows.is_some_and(|(remembers, age)| age < remembers / 2);

@@ -153,18 +153,8 @@ impl Lag {
             self.made.pop_front();
         }
         self.made.push_back((now, meta.clone()));
-        // The answer to a repeated request: what is known since is newer.
-        let is_overtaken = |before: &LagEntry| {
-            let newest = before.newest.as_ref();
-            let later = newest.and_then(|newest| newest.version.as_ref().zip(newest.updated_at));
-            newest.is_some() && created
-                || before
-                    .earlier
-                    .iter()
-                    .any(|(version, at)| *version == meta.version && *at == meta.updated_at)
-                || later.is_some_and(|(tag, at)| tag.is_later(at, (&meta.version, meta.updated_at)))
-        };
-        if self.entries.get(&meta.id).is_some_and(is_overtaken) {
+        // The answer to a repeated creation is the first one's.
+        if created && self.entries.get(&meta.id).is_some_and(|before| before.newest.is_some()) {
             return;
         }
         let mut earlier = Vec::new();
@@ -187,6 +177,19 @@ impl Lag {
             &meta.id,
             LagEntry { newest: Some(newest), name, earlier, is_ours: true, created, at: now, question: None },
         );
+    }
+
+    /// The answer to an update that may have been made before, and overtaken since.
+    pub fn stored_again(&mut self, meta: &Meta, now: Instant) {
+        let is_overtaken = |known: &LagEntry| {
+            let newest =
+                known.newest.as_ref().and_then(|newest| newest.version.as_ref().zip(newest.updated_at));
+            known.earlier.iter().any(|(version, at)| *version == meta.version && *at == meta.updated_at)
+                || newest.is_some_and(|(tag, at)| tag.is_later(at, (&meta.version, meta.updated_at)))
+        };
+        if !self.entries.get(&meta.id).is_some_and(is_overtaken) {
+            self.stored(meta, false, now);
+        }
     }
 
     /// The object was deleted here; acknowledged at `now`.

@@ -381,7 +381,10 @@ impl Vault for RevocationDetector {
 
     async fn update(&self, call: &Call, id: &ObjectId, content: &Content, check: Check<'_>) -> Result<Meta> {
         let made = self.observe(self.inner.update(call, id, content, check).await, About::Other);
-        self.changed(made, Changed::Id(id.clone()), |state, meta, now| state.lag.stored(meta, false, now))
+        self.changed(made, Changed::Id(id.clone()), |state, meta, now| match call.is_repeated {
+            true => state.lag.stored_again(meta, now),
+            false => state.lag.stored(meta, false, now),
+        })
     }
 
     async fn delete(&self, call: &Call, id: &ObjectId, check: Check<'_>) -> Result<()> {

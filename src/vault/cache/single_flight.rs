@@ -283,7 +283,12 @@ impl Cache {
 
     async fn read_once(&self, wanted: &ObjectName, priority: Priority) -> Result<ReadAnswer> {
         let asked = self.clock.now();
-        let call = Call { deadline: asked + self.config.timeout, priority, idempotency_key: None };
+        let call = Call {
+            deadline: asked + self.config.timeout,
+            priority,
+            idempotency_key: None,
+            is_repeated: false,
+        };
         let answer = self.vault.get_by_name(&call, wanted).await;
         // A background request that has to wait says nothing of the foreground.
         let counts = priority == Priority::Foreground

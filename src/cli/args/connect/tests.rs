@@ -2,6 +2,7 @@
 
 use clap::Parser;
 
+use crate::cli::args::connect::which::of_the_one_mount;
 use crate::cli::args::connect::*;
 
 #[derive(Debug, Parser)]

@@ -60,7 +60,7 @@ fn suggest_options(mountpoint: &Path, spec: &serde_json::Value) -> Option<String
 }
 
 /// The vault of the only mount there is, said on standard error.
-fn of_the_one_mount(
+pub(super) fn of_the_one_mount(
     mounts: Vec<(PathBuf, serde_json::Value)>,
 ) -> Result<(ConnectSpec, ApiKeyInput), Failure> {
     let [(mountpoint, spec)] = <[_; 1]>::try_from(mounts).map_err(|mounts| match mounts.as_slice() {

@@ -51,6 +51,24 @@ fn versions_of_one_moment_are_told_apart_and_a_clock_that_is_put_back_changes_no
     assert_eq!(lag.presence(&asked(&at("d", 4)), now, now, false), Verdict::Accepted, "made elsewhere");
 }
 
+/// A save in doubt is sent again, and the vault answers with the version that it made then.
+#[test]
+fn the_answer_to_a_repeated_update_is_not_the_newest_where_another_is_known() {
+    let now = Instant::now();
+    let (ours, newer) = (meta("i", "f", 3), meta("i", "f", 4));
+    for known in [vec![newer.clone()], vec![ours.clone(), newer.clone()]] {
+        let mut lag = Lag::default();
+        known.iter().for_each(|meta| lag.stored(meta, false, now));
+        lag.stored_again(&ours, now);
+        assert_eq!(lag.presence(&item("i", "f", 4), now, now, false), Verdict::Accepted);
+        assert_ne!(lag.presence(&item("i", "f", 3), now, now, false), Verdict::Accepted);
+    }
+    let mut lag = Lag::default();
+    lag.stored(&ours, false, now);
+    lag.stored_again(&newer, now);
+    assert_ne!(lag.presence(&item("i", "f", 3), now, now, false), Verdict::Accepted, "made only now");
+}
+
 #[test]
 fn of_thousands_the_newest_are_remembered() {
     let (mut lag, now) = (Lag::default(), Instant::now());
