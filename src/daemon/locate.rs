@@ -49,6 +49,35 @@ pub fn vaultfs_at(path: &Path) -> Result<Entry, LocateError> {
     }
 }
 
+/// The vaultfs mount that holds a path, and the way from its root: by the path's text, and only if
+/// that finds nothing, without links. The path itself need not exist.
+pub fn holding(path: &Path) -> Option<(Entry, PathBuf)> {
+    let absolute = lexically_absolute(path).ok()?;
+    let table = mount_table::table().ok()?;
+    let holds = |path: &Path| {
+        let above = table.iter().filter(|entry| path.starts_with(&entry.mountpoint));
+        // Of several at one place, the last one covers the others.
+        let entry = above.max_by_key(|entry| entry.mountpoint.components().count())?;
+        let way = path.strip_prefix(&entry.mountpoint).ok()?.to_owned();
+        entry.is_vaultfs().then(|| (entry.clone(), way))
+    };
+    let canonical = |path: &Path| Some(probe::stat(path, Duration::from_secs(5)).ok()?.ok()?.0.canonical);
+    holds(&absolute).or_else(|| holds(&canonical(&absolute)?)).or_else(|| {
+        let (parent, name) = (absolute.parent()?, absolute.file_name()?);
+        holds(&canonical(parent)?.join(name))
+    })
+}
+
+/// As [`vaultfs_at`]; of a path that is below a mount point, the mount that holds it.
+pub fn vaultfs_of(path: &Path) -> Result<Entry, LocateError> {
+    match vaultfs_at(path) {
+        Err(LocateError::NotMounted(at)) => {
+            holding(path).map(|(entry, _)| entry).ok_or(LocateError::NotMounted(at))
+        }
+        found => found,
+    }
+}
+
 /// Absolute, `.` and `..` taken out as text.
 fn lexically_absolute(path: &Path) -> io::Result<PathBuf> {
     let mut out = PathBuf::from("/");

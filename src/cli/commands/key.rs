@@ -20,7 +20,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::cli::args::connect::{ConnectArgs, connect_keys};
+use crate::cli::args::connect::{VaultArgs, connect_keys};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::Output;
 use crate::cli::terminal::read_value;
@@ -90,7 +90,7 @@ struct CreateArgs {
     #[arg(long, value_name = "K=V", value_parser = crate::cli::args::connect::key_value)]
     context: Vec<(String, String)>,
     #[command(flatten)]
-    connect: ConnectArgs,
+    vault: VaultArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -98,7 +98,7 @@ struct UnwrapArgs {
     #[command(flatten)]
     output: KeyOutput,
     #[command(flatten)]
-    connect: ConnectArgs,
+    vault: VaultArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -114,7 +114,7 @@ struct EncryptArgs {
     #[arg(long, value_name = "TEXT")]
     aad: Option<String>,
     #[command(flatten)]
-    connect: ConnectArgs,
+    vault: VaultArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -126,7 +126,7 @@ struct DecryptArgs {
     #[arg(long, value_name = "TEXT")]
     aad: Option<String>,
     #[command(flatten)]
-    connect: ConnectArgs,
+    vault: VaultArgs,
 }
 
 /// What a file of `--data-key-file` holds.
@@ -170,10 +170,10 @@ struct KeySession {
 impl KeySession {
     /// Connects, does `work`, and lets go of the vault whatever comes of it.
     async fn with<T>(
-        args: &ConnectArgs,
+        args: &VaultArgs,
         work: impl AsyncFnOnce(&KeySession) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let (spec, key) = args.resolve_or_mounted()?;
+        let (spec, key) = args.resolve(&mut [])?;
         let (keys, embedded) = connect_keys(&spec, key, Arc::new(SystemClock)).await?;
         let (timeout, max_size) = (spec.timeout, spec.max_size);
         let result = work(&KeySession { keys, key_context: spec.key_context, timeout, max_size }).await;
@@ -222,7 +222,7 @@ impl KeySession {
 
 async fn create(args: CreateArgs) -> Result<ExitCode, Failure> {
     let file = args.output.file()?;
-    KeySession::with(&args.connect, async |session| {
+    KeySession::with(&args.vault, async |session| {
         let context = session.context(&args.context)?;
         let key = session.keys.create(&session.call(), &context).await?;
         let mut out = Output::new();
@@ -242,7 +242,7 @@ async fn unwrap(args: UnwrapArgs) -> Result<ExitCode, Failure> {
         return Err(usage("where to? --out FILE writes the plaintext key to a file, --show-key prints it"));
     }
     let file = args.output.file()?;
-    KeySession::with(&args.connect, async |session| {
+    KeySession::with(&args.vault, async |session| {
         let wrapped = session.encrypted_input()?;
         let key = session.keys.unwrap(&session.call(), &wrapped).await?;
         let mut out = Output::new();
@@ -254,7 +254,7 @@ async fn unwrap(args: UnwrapArgs) -> Result<ExitCode, Failure> {
 
 async fn encrypt(args: EncryptArgs) -> Result<ExitCode, Failure> {
     let file = args.data_key_file.as_deref().map(read_data_key).transpose()?;
-    KeySession::with(&args.connect, async |session| {
+    KeySession::with(&args.vault, async |session| {
         session.refuse_aad(args.aad.as_deref())?;
         let context = session.context(&args.context)?;
         let plain = read_value(session.max_size)?;
@@ -310,7 +310,7 @@ async fn encrypt_there(
 
 async fn decrypt(args: DecryptArgs) -> Result<ExitCode, Failure> {
     let file = args.data_key_file.as_deref().map(read_data_key).transpose()?;
-    KeySession::with(&args.connect, async |session| {
+    KeySession::with(&args.vault, async |session| {
         session.refuse_aad(args.aad.as_deref())?;
         let input = session.encrypted_input()?;
         let plain = match session.keys.dialect() {

@@ -106,7 +106,7 @@ pub fn run(args: PendingArgs) -> anyhow::Result<ExitCode> {
 
 fn the_mount(path: Option<&PathBuf>) -> Result<LiveMount, Failure> {
     if let Some(path) = path {
-        let entry = locate::vaultfs_at(path).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
+        let entry = locate::vaultfs_of(path).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
         let none = || Failure::new(Exit::Failed, format!("{}: its processes are gone", path.shown()));
         // The worker of a keeper that is gone still has what is unsaved.
         return live_mounts::of(&entry).or_else(|| live_mounts::orphan(&entry)).ok_or_else(none);

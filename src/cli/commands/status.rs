@@ -65,7 +65,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     args.runtime.apply();
     let found: Vec<Value> = match &args.mountpoint {
-        Some(path) => match locate::vaultfs_at(path) {
+        Some(path) => match locate::vaultfs_of(path) {
             Ok(entry) => vec![ask(&entry, ANSWER)],
             Err(e) => {
                 let was_there = match &e {

@@ -51,7 +51,7 @@ pub fn run(args: UpgradeArgs) -> anyhow::Result<ExitCode> {
     let mounts = match &args.mountpoint {
         None => live_mounts::live(),
         Some(path) => {
-            let entry = locate::vaultfs_at(path).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
+            let entry = locate::vaultfs_of(path).map_err(|e| Failure::new(Exit::NotFound, e.to_string()))?;
             let none = || format!("{}: no process of this user's serves it", path.shown());
             vec![live_mounts::of(&entry).ok_or_else(|| Failure::new(Exit::NotFound, none()))?]
         }

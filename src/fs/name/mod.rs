@@ -277,5 +277,25 @@ pub fn path(name: &str) -> String {
     path
 }
 
+/// The object that a path relative to the root can be, also where a directory is in its place;
+/// `None` for the root. The inverse of [`path`].
+///
+/// # Errors
+/// As of [`decode`], of the first file name that is refused.
+pub fn of_path(path: &std::path::Path) -> Result<Option<ObjectName>, Refused> {
+    let (mut under, mut object) = (Some(DirPrefix::root()), None);
+    for component in path.components() {
+        let dir = under.ok_or(Refused::Spelling)?;
+        (object, under) = match decode(component.as_os_str().as_encoded_bytes(), &dir)? {
+            Decoded::SelfFile(name) => (Some(name), None),
+            Decoded::Entry { as_file, as_dir } | Decoded::Beside { as_file, as_dir } => (as_file, as_dir),
+        };
+    }
+    match path.as_os_str().is_empty() {
+        true => Ok(None),
+        false => object.map(Some).ok_or(Refused::Spelling),
+    }
+}
+
 #[cfg(test)]
 mod tests;

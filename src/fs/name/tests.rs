@@ -83,6 +83,12 @@ fn hostile_names_have_the_paths_of_the_design() {
     ] {
         assert_eq!(path(name), want, "{name:?}");
         assert_eq!(resolve(want).unwrap().as_str(), name, "{want:?}");
+        assert_eq!(of_path(want.as_ref()).unwrap().unwrap().as_str(), name, "{want:?}");
+    }
+    assert_eq!(of_path("".as_ref()), Ok(None));
+    assert_eq!(of_path("a/.self".as_ref()).unwrap(), ObjectName::new("a"));
+    for refused in [".versions/a/1", ".vaultfs", "a/.self/b", "%25"] {
+        assert_eq!(of_path(refused.as_ref()), Err(Refused::Spelling), "{refused:?}");
     }
 }
 

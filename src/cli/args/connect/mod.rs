@@ -13,6 +13,7 @@ mod validate;
 mod which;
 
 pub use open::{connect, connect_keys, say_made, survey};
+pub use which::VaultArgs;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -2,7 +2,6 @@
 
 use clap::Parser;
 
-use crate::cli::args::connect::which::of_the_one_mount;
 use crate::cli::args::connect::*;
 
 #[derive(Debug, Parser)]
@@ -114,24 +113,4 @@ fn a_key_file_that_is_not_there_is_told_from_a_machine_that_is_full() {
     let e = bad_key(Path::new("/k"), api_key::KeyError::Unreadable { path: "/k".into(), source: full });
     assert_eq!(e.exit, Exit::Failed);
     assert!(e.message.contains("ulimit"), "{e}");
-}
-
-#[test]
-fn the_one_mount_lends_its_vault() {
-    let spec = |words: &[&str]| serde_json::to_value(args(words).resolve().unwrap().0).unwrap();
-    let here = || (PathBuf::from("/mnt/a"), spec(&["--embedded=/v"]));
-    let (found, key) = of_the_one_mount(vec![here()]).unwrap();
-    assert_eq!(found.endpoint, Endpoint::Embedded("/v".into()));
-    assert!(key.secret.is_none());
-    assert_eq!(of_the_one_mount(vec![]).unwrap_err().exit, Exit::NotFound);
-    let e = of_the_one_mount(vec![here(), (PathBuf::from("/mnt/b"), spec(&["--embedded=/v"]))]).unwrap_err();
-    assert_eq!(e.exit, Exit::Usage);
-    assert!(e.message.contains("/mnt/a, /mnt/b"), "{e}");
-    assert!(e.lines.iter().any(|line| line == "  for /mnt/b give --embedded=/v"), "{e:?}");
-    let mut remote = found;
-    remote.endpoint = Endpoint::Url("https://example.com".into());
-    let e = of_the_one_mount(vec![("/mnt/a".into(), serde_json::to_value(remote).unwrap())]).unwrap_err();
-    assert_eq!(e.exit, Exit::Key);
-    let e = of_the_one_mount(vec![("/mnt/a".into(), serde_json::json!({"old": 1}))]).unwrap_err();
-    assert_eq!(e.exit, Exit::Usage);
 }

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cli::args::connect::{ApiKeyInput, ConnectArgs, ConnectSpec, connect, say_made};
+use crate::cli::args::connect::{ApiKeyInput, ConnectSpec, VaultArgs, connect, say_made};
 use crate::cli::args::values;
 use crate::cli::commands::objects::lines::{log_json, log_line, ls_json, ls_line};
 use crate::cli::commands::objects::save::{delete, save};
@@ -95,7 +95,7 @@ pub struct LsArgs {
     #[arg(short, long)]
     long: bool,
     #[command(flatten)]
-    connect: ConnectArgs,
+    vault: VaultArgs,
 }
 
 /// `vaultfs get`.
@@ -107,7 +107,7 @@ pub struct GetArgs {
     #[arg(long, value_name = "N", value_parser = values::version)]
     version: Option<u64>,
     #[command(flatten)]
-    connect: ConnectArgs,
+    vault: VaultArgs,
 }
 
 /// `vaultfs put`.
@@ -120,7 +120,7 @@ pub struct PutArgs {
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
     #[command(flatten)]
-    connect: ConnectArgs,
+    vault: VaultArgs,
 }
 
 /// `vaultfs rm`.
@@ -133,7 +133,7 @@ pub struct RmArgs {
     #[arg(short, long)]
     force: bool,
     #[command(flatten)]
-    connect: ConnectArgs,
+    vault: VaultArgs,
 }
 
 /// `vaultfs log`.
@@ -145,7 +145,7 @@ pub struct LogArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    connect: ConnectArgs,
+    vault: VaultArgs,
 }
 
 /// `vaultfs restore`.
@@ -160,7 +160,7 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "N", value_parser = values::version, conflicts_with = "number")]
     version: Option<u64>,
     #[command(flatten)]
-    connect: ConnectArgs,
+    vault: VaultArgs,
 }
 
 /// Runs the command.
@@ -192,16 +192,19 @@ struct ObjectSession {
 }
 
 impl ObjectSession {
-    /// Connects, does `work`, and lets go of the vault whatever comes of it.
+    /// [`ObjectSession::at`] for a command with one name.
     async fn with<T>(
-        args: &ConnectArgs,
-        work: impl AsyncFnOnce(&mut ObjectSession) -> Result<T, Failure>,
+        args: &VaultArgs,
+        name: String,
+        work: impl AsyncFnOnce(&mut ObjectSession, &ObjectName) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let (spec, key) = args.resolve_or_mounted()?;
-        Self::at(spec, key, work).await
+        let mut name = [name];
+        let (spec, key) = args.resolve(&mut name)?;
+        let name = object_name(&name[0])?;
+        Self::at(spec, key, async |session| work(session, &name).await).await
     }
 
-    /// The same with a vault that is known.
+    /// Connects, does `work`, and lets go of the vault whatever comes of it.
     async fn at<T>(
         spec: ConnectSpec,
         key: ApiKeyInput,
@@ -268,8 +271,10 @@ fn object_name(text: &str) -> Result<ObjectName, Failure> {
 }
 
 async fn ls(args: LsArgs) -> Result<ExitCode, Failure> {
-    let dir = args.dir.as_deref().filter(|dir| !dir.trim_end_matches('/').is_empty());
-    let listed = ObjectSession::with(&args.connect, async |session| list(session, dir).await).await?;
+    let mut dir: Vec<String> = args.dir.into_iter().collect();
+    let (spec, key) = args.vault.resolve(&mut dir)?;
+    let dir = dir.first().map(String::as_str).filter(|dir| !dir.trim_end_matches('/').is_empty());
+    let listed = ObjectSession::at(spec, key, async |session| list(session, dir).await).await?;
     if let (Some(dir), []) = (dir, listed.as_slice()) {
         let sentence = format!("there is no object {dir:?}, and none below it");
         return Err(Failure::new(Exit::NotFound, sentence));
@@ -317,9 +322,8 @@ async fn list(session: &mut ObjectSession, dir: Option<&str>) -> Result<Vec<Summ
 }
 
 async fn get(args: GetArgs) -> Result<ExitCode, Failure> {
-    let name = object_name(&args.name)?;
-    ObjectSession::with(&args.connect, async |session| {
-        let object = session.read(&name).await?;
+    ObjectSession::with(&args.vault, args.name, async |session, name| {
+        let object = session.read(name).await?;
         let content = match args.version {
             None => object.content,
             Some(number) => {
@@ -336,10 +340,11 @@ async fn get(args: GetArgs) -> Result<ExitCode, Failure> {
 }
 
 async fn put(args: PutArgs) -> Result<ExitCode, Failure> {
-    let name = object_name(&args.name)?;
-    let (mut spec, key) = args.connect.resolve_or_mounted()?;
+    let mut name = [args.name];
+    let (mut spec, key) = args.vault.resolve(&mut name)?;
+    let name = object_name(&name[0])?;
     // A mount's vault is there, unless it was moved away.
-    spec.makes = args.connect.embedded.is_some();
+    spec.makes = args.vault.names_embedded();
     let new = spec.new_vault().filter(|_| spec.makes).map(Path::to_owned);
     ObjectSession::at(spec, key, async |session| {
         new.as_deref().inspect(|dir| say_made(dir));
@@ -365,8 +370,10 @@ fn numbered(version: &VersionTag) -> String {
 }
 
 async fn rm(args: RmArgs) -> Result<ExitCode, Failure> {
-    let names = args.names.iter().map(|name| object_name(name)).collect::<Result<Vec<_>, _>>()?;
-    ObjectSession::with(&args.connect, async |session| {
+    let mut names = args.names;
+    let (spec, key) = args.vault.resolve(&mut names)?;
+    let names = names.iter().map(|name| object_name(name)).collect::<Result<Vec<_>, _>>()?;
+    ObjectSession::at(spec, key, async |session| {
         let mut failed: Option<Failure> = None;
         for name in &names {
             if let Err(e) = remove(session, name, args.force).await {
@@ -403,9 +410,8 @@ async fn remove(session: &ObjectSession, name: &ObjectName, force: bool) -> Resu
 }
 
 async fn log(args: LogArgs) -> Result<ExitCode, Failure> {
-    let name = object_name(&args.name)?;
-    ObjectSession::with(&args.connect, async |session| {
-        let meta = session.read(&name).await?.meta;
+    ObjectSession::with(&args.vault, args.name, async |session, name| {
+        let meta = session.read(name).await?.meta;
         let history = session.history(&meta).await?;
         if args.json {
             return output::print_array(history.iter().map(log_json));
@@ -422,13 +428,12 @@ async fn log(args: LogArgs) -> Result<ExitCode, Failure> {
 }
 
 async fn restore(args: RestoreArgs) -> Result<ExitCode, Failure> {
-    let name = object_name(&args.name)?;
     let number = args.number.or(args.version).expect("the parser wants one of them");
-    ObjectSession::with(&args.connect, async |session| {
-        let meta = session.read(&name).await?.meta;
+    ObjectSession::with(&args.vault, args.name, async |session, name| {
+        let meta = session.read(name).await?.meta;
         let info = session.version_info(&meta, number).await?;
         let old = session.old(&meta, &info).await?;
-        match save(session, &name, |_| Ok(old.clone())).await? {
+        match save(session, name, |_| Ok(old.clone())).await? {
             Some(version) => {
                 let (name, version) = (display::text(name.as_str()), numbered(&version));
                 terminal::done(format_args!("restored version {number} of {name}{version}"));

@@ -4,13 +4,15 @@
 //! mount stays (exit 7: unsaved writes are left; exit 1: programs use it, and are named), unless
 //! `--lazy` or `--force` is given. Exit 7 also when `--force` discarded writes (`force`).
 
+mod absent;
 mod force;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::cli::args::values::RuntimeDirArg;
+use crate::cli::commands::unmount::absent::{not_mounted_here, without_processes};
 use crate::cli::commands::unmount::force::{force, force_orphan};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::progress::Progress;
@@ -18,7 +20,7 @@ use crate::cli::terminal;
 use crate::daemon::control::{Answer, Client, Request};
 use crate::daemon::live_mounts;
 use crate::daemon::live_mounts::LiveMount;
-use crate::daemon::locate::{self, LocateError};
+use crate::daemon::locate;
 use crate::daemon::worker::reason;
 use crate::display;
 use crate::display::Shown;
@@ -30,7 +32,7 @@ use crate::sys::process::Process;
 use crate::sys::stdio;
 use crate::sys::unmount;
 use crate::sys::unmount::Mode;
-use crate::sys::{mount_users, mountpoint, probe, trust};
+use crate::sys::{mount_users, mountpoint};
 
 /// Store unsaved writes, then unmount
 ///
@@ -410,19 +412,6 @@ pub(in crate::cli) fn holders(mount: &LiveMount) -> String {
     }
 }
 
-/// Nothing is mounted there, or no longer in this mount namespace.
-fn not_mounted_here(args: &UnmountArgs, why: &LocateError) -> anyhow::Result<ExitCode> {
-    let was_there = |path: &Path| live_mounts::detached().into_iter().rfind(|mount| mount.mountpoint == path);
-    let LocateError::NotMounted(path) = why else {
-        return Err(Failure::new(Exit::NotFound, why.to_string()).into());
-    };
-    match was_there(path) {
-        Some(mount) if args.force => force(None, &mount),
-        Some(mount) => Err(detached(&mount).into()),
-        None => Err(Failure::new(Exit::NotFound, why.to_string()).into()),
-    }
-}
-
 /// The keeper is gone: the worker stores what is unsaved and ends by itself. The dead mount is
 /// removed.
 fn end_of_orphan(entry: &Entry, mount: &LiveMount) -> anyhow::Result<ExitCode> {
@@ -469,32 +458,4 @@ fn gone(mount: &LiveMount, has_ended: bool) -> Result<(), Failure> {
     }
     let path = mount.mountpoint.shown();
     Err(Failure::new(Exit::Failed, format!("{path} is still there; {}", mount.see_log())))
-}
-
-/// A mount in the table without a process of this user.
-fn without_processes(entry: &Entry, args: &UnmountArgs) -> anyhow::Result<ExitCode> {
-    let path: &Path = &entry.mountpoint;
-    if trust::may_ask(entry).is_none() {
-        return Err(Failure::new(
-            Exit::NotFound,
-            format!("{} is the mount of another user: it is left alone", path.shown()),
-        )
-        .into());
-    }
-    let dead = probe::stat(path, Duration::from_secs(5))
-        .is_ok_and(|seen| seen.is_ok_and(|(seen, _)| mountpoint::is_dead(entry, &seen)));
-    if !dead && !args.force {
-        return Err(Failure::new(
-            Exit::Failed,
-            format!(
-                "{}: its processes cannot be found, but it is not dead; --force detaches it",
-                path.shown()
-            ),
-        )
-        .into());
-    }
-    mountpoint::remove_dead(path, entry).map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
-    let was = if dead { "was a dead mount; it is removed" } else { "is detached; no process answers for it" };
-    stdio::say(format_args!("{} {was}", path.shown()));
-    Ok(ExitCode::SUCCESS)
 }
