@@ -235,6 +235,23 @@ fn colour_is_for_terminals_that_want_it() {
         assert!(seen.contains("ok ") && !seen.contains('\u{1b}'), "{variable}: {seen}");
     }
     assert!(!run(&mut place.vaultfs(["doctor"])).out.contains('\u{1b}'));
+    // A machine with a problem and a warning, and nothing that contradicts them.
+    let root = place.dir.path().join("root");
+    for (path, text) in [("usr/bin/fusermount3", ""), ("proc/sys/kernel/osrelease", "5.15.0\n")] {
+        std::fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+        std::fs::write(root.join(path), text).unwrap();
+    }
+    let set_uid = std::os::unix::fs::PermissionsExt::from_mode(0o4755);
+    std::fs::set_permissions(root.join("usr/bin/fusermount3"), set_uid).unwrap();
+    let broken = |no_colour: &str| {
+        let mut command = place.vaultfs(["doctor", "--root", root.to_str().unwrap()]);
+        Terminal::with(&mut command, |command| _ = command.env("NO_COLOR", no_colour)).ends().1
+    };
+    let seen = broken("");
+    assert!(seen.contains("\u{1b}[1;31mPROBLEM\u{1b}[0m  device "), "{seen}");
+    assert!(seen.contains("\u{1b}[33mWARNING\u{1b}[0m  kernel "), "{seen}");
+    assert!(seen.contains("fusermount3 is installed") && !seen.contains("can mount"), "{seen}");
+    assert!(!broken("1").contains('\u{1b}'));
     let mount = Mount::at(place, &[]);
     let (_, seen) = Terminal::run(mount.vaultfs(["status"]).arg(mount.mnt())).ends();
     assert!(seen.starts_with(&format!("{}  \u{1b}[32mok\u{1b}[0m\r\n", mount.mnt().display())), "{seen}");

@@ -15,14 +15,15 @@ pub fn containers(machine: &Machine) -> Vec<Finding> {
             "to mount in it: --device /dev/fuse --cap-add SYS_ADMIN; to use a mount of the host: bind it into it",
         ));
     }
-    for (path, name) in [("usr/bin/docker", "Docker"), ("usr/bin/podman", "Podman")] {
-        if machine.has(path) {
-            found.push(Finding::note(
-                "container",
-                format!("{name} is installed"),
-                "containers that do not run as the owner of a mount need --allow-other",
-            ));
-        }
+    let engines = [("usr/bin/docker", "Docker"), ("usr/bin/podman", "Podman")];
+    let engines: Vec<_> = engines.into_iter().filter(|(path, _)| machine.has(path)).collect();
+    if !engines.is_empty() {
+        let names: Vec<_> = engines.into_iter().map(|(_, name)| name).collect();
+        found.push(Finding::note(
+            "container",
+            format!("installed: {}", names.join(", ")),
+            "containers that do not run as the owner of a mount need --allow-other",
+        ));
     }
     let permits = mountpoint::permits_allow_other(&machine.text("etc/fuse.conf").unwrap_or_default());
     if machine.has("usr/bin/podman") && !permits {
