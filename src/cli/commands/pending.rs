@@ -59,7 +59,7 @@ pub struct PendingArgs {
     #[arg(long, value_name = "NAME", conflicts_with = "retry")]
     discard: Option<String>,
 
-    /// Print JSON
+    /// Print JSON: an array of writes
     #[arg(long)]
     json: bool,
 

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::output;
 use crate::cli::output::Output;
 use crate::display;
 use crate::server::instance::serve;
@@ -41,7 +42,11 @@ pub enum ApiKeyCommand {
         name: String,
     },
     /// List the keys: id, permissions, when made, name
-    List,
+    List {
+        /// Print JSON: an array of keys with id, permissions, created_at, name
+        #[arg(long)]
+        json: bool,
+    },
     /// Refuse a key from now on
     Revoke {
         /// The key's id, as listed
@@ -71,7 +76,7 @@ pub async fn run(data: &Path, master: Option<PathBuf>, command: ServeCommand) ->
             out.finish()?;
             stdio::line(format_args!("made {} ({}): the key is shown this once", row.id, row.permissions));
         }
-        ApiKeyCommand::List => list(&service).await?,
+        ApiKeyCommand::List { json } => list(&service, json).await?,
         ApiKeyCommand::Revoke { id } => service.revoke_key(&id).await.map_err(|e| match e {
             ServiceError::Store(StoreError::NotFound) => {
                 anyhow::Error::new(Failure::new(Exit::NotFound, "there is no key with this id: see key list"))
@@ -82,9 +87,19 @@ pub async fn run(data: &Path, master: Option<PathBuf>, command: ServeCommand) ->
     Ok(())
 }
 
-async fn list(service: &Service) -> anyhow::Result<()> {
+async fn list(service: &Service, json: bool) -> anyhow::Result<()> {
+    let keys = service.keys().await?;
+    if json {
+        let shown = keys.iter().map(|key| {
+            let may = Permission::ALL.into_iter().filter(|&p| key.permissions.allow(p)).map(Permission::name);
+            serde_json::json!({
+                "id": key.id, "permissions": may.collect::<Vec<_>>(), "created_at": key.created_at.to_string(), "name": key.name
+            })
+        });
+        return Ok(output::print_array(shown).map(drop)?);
+    }
     let mut out = Output::new();
-    for key in service.keys().await? {
+    for key in keys {
         let name = display::text(&key.name);
         let line = format!("{}\t{}\t{}\t{name}\n", key.id, key.permissions, key.created_at);
         out.bytes(line.as_bytes())?;

@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::VERSION;
 use crate::cli::args::values::RuntimeDirArg;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::output;
 use crate::daemon::control::{Answer, Client, Request};
 use crate::daemon::keeper::{NOT_UPGRADED, UPGRADED};
 use crate::daemon::live_mounts;
@@ -32,6 +33,10 @@ use crate::sys::stdio;
 pub struct UpgradeArgs {
     /// The mount point; without it, all mounts of this user
     mountpoint: Option<PathBuf>,
+
+    /// Print JSON: an array of the mounts that this version serves now
+    #[arg(long)]
+    json: bool,
 
     #[command(flatten)]
     runtime: RuntimeDirArg,
@@ -56,12 +61,21 @@ pub fn run(args: UpgradeArgs) -> anyhow::Result<ExitCode> {
             vec![live_mounts::of(&entry).ok_or_else(|| Failure::new(Exit::NotFound, none()))?]
         }
     };
+    let mut served = Vec::new();
+    let upgraded = mounts.iter().try_for_each(|mount| {
+        upgrade(mount, &program)?;
+        served.push(json!({ "mountpoint": mount.mountpoint.to_string_lossy(), "version": VERSION }));
+        if !args.json {
+            stdio::say(format_args!("{} is served by {VERSION} now", mount.mountpoint.shown()));
+        }
+        Ok::<_, Failure>(())
+    });
+    if args.json {
+        output::print_json(&served)?;
+    }
+    upgraded?;
     if mounts.is_empty() {
         return Err(Failure::no_mount().into());
-    }
-    for mount in &mounts {
-        upgrade(mount, &program)?;
-        stdio::say(format_args!("{} is served by {VERSION} now", mount.mountpoint.shown()));
     }
     Ok(ExitCode::SUCCESS)
 }
