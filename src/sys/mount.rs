@@ -52,7 +52,8 @@ pub struct KernelOptions {
     /// Links are not followed there. Root only: fusermount3 does not know it.
     #[serde(default)]
     pub nosymfollow: bool,
-    /// The source in the mount table; `mount -a` and systemd compare it with /etc/fstab.
+    /// The source in the mount table, which is the vault; `mount -a` and systemd compare it with
+    /// /etc/fstab.
     pub source: Option<String>,
 }
 

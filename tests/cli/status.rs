@@ -124,3 +124,47 @@ async fn a_mount_that_is_not_well_has_exit_code_1_and_a_cause_is_shown_once() {
     run(mount.vaultfs(["unmount", "--force"]).arg(mount.mnt())).fails(7);
     mount.unmount_done();
 }
+
+/// As /etc/fstab has it. A comma ends no option of fusermount3, and no escape gets into the table.
+#[test]
+fn the_mount_table_names_the_vault() {
+    for odd in ["data", "a,b\\c d", "e\u{1b}[7mn\n"] {
+        let mut place = Place::new();
+        place.data = place.dir.path().join(odd);
+        let mount = Mount::at(place, &[]);
+        let mut findmnt = std::process::Command::new("findmnt");
+        let source = run(findmnt.args(["-n", "-r", "-o", "SOURCE", "-M"]).arg(mount.mnt())).ok();
+        let dir = mount.mnt().with_file_name(odd).to_str().unwrap().replace('\\', "\\\\");
+        let dir = dir.replace('\u{1b}', "\\u{1b}").replace('\n', "\\n");
+        // findmnt -r escapes what is no plain character.
+        let raw = |text: &str| text.replace("\\x20", " ").replace("\\x5c", "\\");
+        assert_eq!(raw(source.trim_end()), format!("embedded={dir}"), "{odd:?}");
+        fs::write(mount.path("a"), "1").unwrap();
+        mount.unmount();
+    }
+}
+
+#[test]
+fn json_is_one_array_for_each_list() {
+    let mount = Mount::start();
+    fs::write(mount.path("a"), "1").unwrap();
+    let (at, embedded) = (mount.mnt().to_str().unwrap().to_owned(), mount.embedded());
+    let array = |args: &[&str]| -> Vec<serde_json::Value> {
+        let ran = run(&mut mount.vaultfs(args));
+        serde_json::from_str(&ran.out).unwrap_or_else(|e| panic!("{args:?}: {e}: {ran:?}"))
+    };
+    assert_eq!(array(&["status", "--json", &at])[0]["mountpoint"], at.as_str());
+    assert!(array(&["pending", "--json", &at]).is_empty());
+    assert_eq!(array(&["ls", "--json", &embedded])[0]["name"], "a");
+    assert_eq!(array(&["log", "a", "--json", &embedded])[0]["version"], 1);
+    assert!(array(&["doctor", "--json", &embedded]).iter().all(|finding| finding["check"].is_string()));
+    let upgraded = array(&["upgrade", "--json", &at]);
+    assert_eq!((&upgraded[0]["mountpoint"], upgraded.len()), (&at.clone().into(), 1));
+    let place = mount.unmount();
+    let data = place.data.to_str().unwrap();
+    let keys = run(&mut place.vaultfs(["serve", "--data", data, "key", "list", "--json"])).ok();
+    let keys: Vec<serde_json::Value> = serde_json::from_str(&keys).unwrap();
+    assert_eq!(keys[0]["permissions"], serde_json::json!(["read", "write", "delete", "keys"]));
+    assert!(keys[0]["id"].as_str().unwrap().starts_with("key_") && keys[0]["name"].is_string(), "{keys:?}");
+    assert!(keys[0]["created_at"].as_str().unwrap().ends_with('Z'), "{keys:?}");
+}

@@ -23,7 +23,7 @@ fn mounting_says_nothing_and_unmounting_leaves_nothing() {
     fs::write(mount.path("a"), "1").unwrap();
     assert_eq!(fs::read_to_string(mount.path("a")).unwrap(), "1");
     let line = mount_lines(mount.mnt()).pop().unwrap();
-    assert!(line.contains("nosuid,nodev") && line.contains("fuse.vaultfs vaultfs"), "{line}");
+    assert!(line.contains("nosuid,nodev") && line.contains("fuse.vaultfs embedded=/"), "{line}");
     let place = mount.unmount();
 
     let mount = Mount::at(place, &[]);

@@ -378,7 +378,10 @@ fn the_mount_table_shows_the_same_however_the_mount_is_made() {
         return;
     }
     let options = "noexec,noatime,nosymfollow,sync,allow_other,fsname=https://v.example/x";
-    let plain = ",nosuid,nodev,relatime - fuse.vaultfs vaultfs rw,user_id=0,group_id=0,default_permissions";
+    let plain = |vault: &str| {
+        let flags = "rw,user_id=0,group_id=0,default_permissions";
+        format!(",nosuid,nodev,relatime - fuse.vaultfs embedded={vault} {flags}")
+    };
     let full = ",nosuid,nodev,noexec,noatime,nosymfollow - fuse.vaultfs https://v.example/x \
                 rw,sync,user_id=0,group_id=0,default_permissions,allow_other";
     let long = format!("fsname=https://v.example/{}", "x".repeat(400));
@@ -397,7 +400,8 @@ fn the_mount_table_shows_the_same_however_the_mount_is_made() {
     ];
     for (calls, errno) in all {
         let mut place = Place::new();
-        for (args, want) in [(&[][..], plain), (&["-o", options], full), (&["-o", &long], "")] {
+        let plain = plain(place.data.to_str().unwrap());
+        for (args, want) in [(&[][..], plain.as_str()), (&["-o", options], full), (&["-o", &long], "")] {
             run(without(&mut place.mount_command(args), calls, errno)).ok();
             let mount = Mount::adopt(place);
             let line = mount_lines(mount.mnt()).pop().unwrap();

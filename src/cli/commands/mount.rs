@@ -218,7 +218,7 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput, Target
     if let Some(option) = args.options.first() {
         return Err(usage(mount_options::refusal(option)).into());
     }
-    let kernel = KernelOptions {
+    let mut kernel = KernelOptions {
         allow_other: args.allow_other,
         noexec: args.noexec,
         sync: args.sync,
@@ -230,6 +230,9 @@ fn prepare(args: &MountArgs) -> anyhow::Result<(MountConfig, ApiKeyInput, Target
         stdio::say("hint: -o nosymfollow has no effect for ordinary users; a vault holds no links anyway");
     }
     let (spec, key) = args.connect().resolve()?;
+    // mount(2) refuses what is longer than a page.
+    let vault = Some(spec.endpoint.to_string()).filter(|vault| vault.len() < 2048);
+    kernel.source = kernel.source.or(vault);
     let options = args.file_system_options();
     let failed = |e: &dyn std::fmt::Display| Failure::new(Exit::Failed, e.to_string());
     mountpoint::check_machine(&kernel, options.uid, options.gid).map_err(|e| failed(&e))?;

@@ -129,7 +129,7 @@ pub enum Api {
     Kv,
 }
 
-/// Where the vault is.
+/// Where the vault is. Shown as the first field of /etc/fstab has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Endpoint {
@@ -137,6 +137,15 @@ pub enum Endpoint {
     Embedded(PathBuf),
     /// A service. No trailing slash.
     Url(String),
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Embedded(dir) => write!(f, "embedded={}", dir.shown()),
+            Self::Url(url) => f.write_str(url),
+        }
+    }
 }
 
 /// Everything that [`connect`] needs but the key. Holds no secret; paths are absolute.
