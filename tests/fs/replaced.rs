@@ -1,6 +1,7 @@
 //! Changes made elsewhere: the name shows a new inode, an old handle keeps the old bytes whole.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vaultfs::fs::Errno;
 use vaultfs::vault::model::op::Op;
@@ -46,6 +47,36 @@ async fn a_write_through_an_old_handle_updates_the_object_and_the_name_shows_it(
     assert_eq!(sh.stat("f").await.unwrap().ino, fd.ino);
     assert_eq!(sh.meta("f").await.unwrap().id, id);
     assert!(sh.invalidated().contains(&(vaultfs::fs::ROOT, "f".into())));
+}
+
+/// The kernel goes on with the name that it knows until it is notified, by the next worker if need
+/// be: no reader gets what was there before an acknowledged save.
+#[tokio::test(start_paused = true)]
+async fn after_a_death_a_name_that_was_brought_back_shows_nothing_older_either() {
+    let mut deaths = 0;
+    for records in 0.. {
+        let sh = Shell::new();
+        sh.put("f", "old").await;
+        let fd = sh.open("f", libc::O_RDWR).await.unwrap();
+        sh.put("f", "theirs").await;
+        sh.refresh().await;
+        let shown = sh.stat("f").await.unwrap().ino;
+        sh.kernel.is_slow.store(true, Ordering::SeqCst);
+        sh.pwrite(&fd, 0, "our").unwrap();
+        sh.die_after(records);
+        sh.flush(&fd).await.unwrap();
+        sh.bury();
+        let stale = sh.once(|fs, ctx| async move { fs.open(&ctx, shown, READ).await }).await;
+        assert_eq!(stale.unwrap_err(), Errno::ESTALE, "a death after {records} records");
+        assert_eq!(sh.cat("f").await, "our", "a death after {records} records");
+        sh.kernel.is_slow.store(false, Ordering::SeqCst);
+        sh.kernel.forget();
+        if sh.deaths.load(Ordering::SeqCst) == 0 {
+            break;
+        }
+        deaths += 1;
+    }
+    assert!(deaths >= 3, "{deaths}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -17,6 +17,7 @@ use crate::fs::FileSystem;
 use crate::fs::handle::Held;
 use crate::fs::inode::file::{File, Link};
 use crate::fs::inode::{ControlText, Node, VersionFile};
+use crate::fs::propagation::repoint::Repoints;
 use crate::fs::types::ctx::RequestCtx;
 use crate::fs::types::errno::{Errno, Result};
 use crate::secret::SecretBytes;
@@ -323,6 +324,7 @@ impl FileSystem {
             drop(state);
             table.point(name, file.ino);
             table.drop_unheld(older.ino);
+            Repoints::note_in(&tx, name);
             drop(table);
             drop(tx);
             self.propagator.repoint(name);

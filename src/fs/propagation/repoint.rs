@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use crate::fs::Caller;
 use crate::fs::inode::file::{File, Link};
-use crate::fs::journal::{JournalWriter, Key};
+use crate::fs::journal::{JournalWriter, Key, Transaction};
 use crate::fs::name::DirPrefix;
 use crate::fs::propagation::Propagator;
 use crate::fs::types::errno::{Errno, Result};
@@ -48,6 +48,12 @@ pub(in crate::fs) struct Repoints {
 impl Repoints {
     pub fn new(journal: JournalWriter) -> Arc<Self> {
         Arc::new(Self { names: Mutex::default(), moves: AtomicU64::new(0), journal })
+    }
+
+    /// The same as a part of the change that moves the name, for the next worker: `begin` is due
+    /// when that is published.
+    pub fn note_in(tx: &Transaction, name: &ObjectName) {
+        tx.record(&Key::Repoint(name.clone()), &());
     }
 
     /// The name shows another inode from now on than the kernel knows.

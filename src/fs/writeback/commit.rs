@@ -18,6 +18,7 @@ use crate::failpoint;
 use crate::fs::inode::Table;
 use crate::fs::inode::file::{File, FileState, Link, Sent};
 use crate::fs::journal::Transaction;
+use crate::fs::propagation::repoint::Repoints;
 use crate::fs::types::errno::{Errno, Result};
 use crate::fs::writeback::Writeback;
 use crate::fs::writeback::may_write::Change;
@@ -306,6 +307,9 @@ impl Writeback {
             }
             table.unpoint(&job.name, other.ino);
             table.drop_unheld(other.ino);
+        }
+        if moved || superseded {
+            Repoints::note_in(tx, &job.name);
         }
         Shows { superseded, moved }
     }
