@@ -402,3 +402,15 @@ fn assert_no_file_holds(dir: &Path, secrets: &[&str], but: &Path) {
         }
     }
 }
+
+#[test]
+fn what_is_not_there_is_named_with_what_was_probably_meant() {
+    let home = Home::new();
+    assert_eq!(home.run(&["put", "note"], b"1").status.code(), Some(0));
+    for args in [&["get", "nott"][..], &["log", "nott"], &["rm", "/note"], &["restore", "noted", "1"]] {
+        assert_fails(&home.run(args, b""), 5, "did you mean \"note\"?");
+    }
+    let other = home.run(&["get", "other"], b"");
+    assert_fails(&other, 5, "there is no object \"other\": vaultfs ls lists all");
+    assert!(!String::from_utf8_lossy(&other.stderr).contains("request"), "{other:?}");
+}

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cli::args::connect::{ApiKeyInput, ConnectSpec, VaultArgs, connect, say_made};
+use crate::cli::args::hints;
 use crate::cli::args::values;
 use crate::cli::commands::objects::lines::{log_json, log_line, ls_json, ls_line};
 use crate::cli::commands::objects::save::{delete, save};
@@ -29,8 +30,8 @@ use crate::vault::codec::{self, Format};
 use crate::vault::lazy::Start;
 use crate::vault::model::object::Cursors;
 use crate::vault::{
-    Call, Content, DynVault, Error, ListQuery, Meta, Object, ObjectName, Page, Summary, VersionInfo,
-    VersionTag,
+    Call, Content, DynVault, Error, ErrorKind, ListQuery, Meta, Object, ObjectName, Page, Summary,
+    VersionInfo, VersionTag,
 };
 
 /// Objects without a mount.
@@ -230,7 +231,22 @@ impl ObjectSession {
     }
 
     async fn read(&self, name: &ObjectName) -> Result<Object, Error> {
-        self.vault.get_by_name(&self.call(), name).await
+        let found = self.vault.get_by_name(&self.call(), name).await;
+        found.map_err(|e| match e.kind {
+            ErrorKind::NotFound => Error::new(e.kind, self.no_such_object(name)),
+            _ => e,
+        })
+    }
+
+    /// Names what was probably meant, if the first names that the vault lists have it.
+    fn no_such_object(&self, name: &ObjectName) -> String {
+        let names = self.first_page.iter().flat_map(|page| &page.items);
+        match hints::nearest(name.as_str(), names.map(|item| item.name.as_str().to_owned())) {
+            Some(meant) => {
+                format!("there is no object {name:?}: did you mean {meant:?}? vaultfs ls lists all")
+            }
+            None => format!("there is no object {name:?}: vaultfs ls lists all"),
+        }
     }
 
     /// The versions of an object, oldest first.
