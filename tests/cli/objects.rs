@@ -410,6 +410,8 @@ fn what_is_not_there_is_named_with_what_was_probably_meant() {
     for args in [&["get", "nott"][..], &["log", "nott"], &["rm", "/note"], &["restore", "noted", "1"]] {
         assert_fails(&home.run(args, b""), 5, "did you mean \"note\"?");
     }
+    let hint = String::from_utf8(home.run(&["put", "/db/password"], b"1").stderr).unwrap();
+    assert!(hint.contains("begins with a slash"), "{hint}");
     let other = home.run(&["get", "other"], b"");
     assert_fails(&other, 5, "there is no object \"other\": vaultfs ls lists all");
     assert!(!String::from_utf8_lossy(&other.stderr).contains("request"), "{other:?}");

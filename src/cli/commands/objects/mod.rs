@@ -370,6 +370,12 @@ async fn put(args: PutArgs) -> Result<ExitCode, Failure> {
                 .map_err(|e| Failure::new(Exit::Failed, e.to_string()))
         })
         .await?;
+        if name.as_str().starts_with('/') {
+            // Most probably meant as a path.
+            stdio::say(format_args!(
+                "the name {name:?} begins with a slash: a mount shows it in the directory %_"
+            ));
+        }
         let name = display::text(name.as_str());
         match saved {
             Some(version) => terminal::done(format_args!("stored {name}{}", numbered(&version))),
