@@ -1,4 +1,4 @@
-//! `vaultfs status`: how each mount is doing, in one line for each, in detail, and (`--json`) for
+//! `vaultfs status`: the state of each mount, in one line for each, in detail, and (`--json`) for
 //! scripts.
 //!
 //! Mounts are found in the mount table, which answers whatever state they are in; what they say

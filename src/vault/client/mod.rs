@@ -7,6 +7,7 @@
 //! through a proxy.
 
 mod advice;
+mod announced;
 pub mod api_key;
 mod attempt_error;
 pub mod budget;

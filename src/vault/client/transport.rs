@@ -7,16 +7,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{StatusCode, Url};
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
 use crate::vault::attribution::RequestCounter;
 use crate::vault::client::advice::next_step;
+use crate::vault::client::announced::Announced;
 use crate::vault::client::api_key::ApiKey;
 use crate::vault::client::attempt_error::{AttemptError, root_cause};
 use crate::vault::client::budget::Budget;
@@ -54,14 +54,6 @@ pub struct Parts {
     pub max_body: usize,
 }
 
-/// The header in which `vaultfs serve` says what a key may do.
-const PERMISSIONS: &str = "x-vaultfs-permissions";
-/// And for how many seconds it knows what an idempotency key made.
-const REMEMBERS: &str = "x-vaultfs-idempotency";
-
-/// How long that header is trusted.
-const TRUSTED_FOR: Duration = Duration::from_secs(60);
-
 /// Programs that status lists.
 const TOP_PROGRAMS: usize = 10;
 
@@ -75,14 +67,7 @@ pub struct Transport {
     restart: Restart,
     /// Permits for requests in flight.
     in_flight: tokio::sync::Semaphore,
-    /// How far the vault's clock is ahead of ours, once it has reported its time.
-    ahead_ms: Mutex<Option<i64>>,
-    /// Whether the key may write, by the last answer that said so, and the number of that key.
-    may_write: Mutex<Option<(bool, u64, Instant)>>,
-    /// For how many seconds the vault knows idempotency keys; 0 while it has not said so.
-    remembers: AtomicU64,
-    /// The last key that lacked a right: its number, as [`ApiKey::changes`] counts.
-    lacks: AtomicU64,
+    announced: Announced,
 }
 
 impl std::fmt::Debug for Transport {
@@ -101,61 +86,26 @@ impl Transport {
             answered: AtomicBool::new(false),
             restart: Restart::new(),
             in_flight: tokio::sync::Semaphore::new(MAX_IN_FLIGHT),
-            ahead_ms: Mutex::new(None),
-            may_write: Mutex::new(None),
-            remembers: AtomicU64::new(0),
-            lacks: AtomicU64::new(u64::MAX),
+            announced: Announced::new(),
         }
     }
 
     /// The endpoint and what was sent to it. A key that lacks a right is read again from its file.
     pub fn status(&self) -> VaultStatus {
-        if self.lacks.load(Ordering::Relaxed) == self.parts.key.changes() {
+        if self.announced.lacks(self.parts.key.changes()) {
             self.parts.key.reload_if_changed();
         }
-        let now = self.parts.clock.now();
-        let known = *self.may_write.lock();
         let key_changes = self.parts.key.changes();
         VaultStatus {
             endpoint: self.parts.endpoint.clone(),
             requests: self.requests.load(Ordering::Relaxed),
             spent_by: self.spent.top(TOP_PROGRAMS),
             budget: self.parts.budget.status(),
-            ahead_ms: *self.ahead_ms.lock(),
-            may_write: known
-                .filter(|(_, of, at)| *of == key_changes && now < *at + TRUSTED_FOR)
-                .map(|(may, ..)| may),
-            remembers: Some(self.remembers.load(Ordering::Relaxed))
-                .filter(|s| *s > 0)
-                .map(Duration::from_secs),
+            ahead_ms: self.announced.ahead_ms(),
+            may_write: self.announced.may_write(key_changes, self.parts.clock.now()),
+            remembers: self.announced.remembers(),
             key_changes,
         }
-    }
-
-    /// Records what the vault says of the key that was the `key`th in use.
-    fn learn_rights(&self, status: StatusCode, headers: &HeaderMap, key: u64) {
-        if status == StatusCode::FORBIDDEN {
-            self.lacks.store(key, Ordering::Relaxed);
-        }
-        let Some(said) = headers.get(PERMISSIONS).and_then(|said| said.to_str().ok()) else { return };
-        let now = self.parts.clock.now();
-        let may = said.split(',').any(|word| word.trim() == "write");
-        if !may {
-            self.lacks.store(key, Ordering::Relaxed);
-        }
-        *self.may_write.lock() = Some((may, key, now));
-    }
-
-    /// Records how far the vault's clock differs from ours.
-    fn compare_clocks(&self, headers: &HeaderMap) {
-        let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
-        let Some(theirs) = date else { return };
-        let ours = self.parts.clock.wall();
-        let ahead = match theirs.duration_since(ours) {
-            Ok(ahead) => i64::try_from(ahead.as_millis()),
-            Err(behind) => i64::try_from(behind.duration().as_millis()).map(|ms| -ms),
-        };
-        *self.ahead_ms.lock() = ahead.ok();
     }
 
     /// URL or socket path.
@@ -346,11 +296,8 @@ impl Transport {
                 }
             };
             self.answered.store(true, Ordering::Relaxed);
-            self.compare_clocks(response.headers());
-            self.learn_rights(response.status(), response.headers(), key);
-            let remembers =
-                response.headers().get(REMEMBERS).and_then(|said| said.to_str().ok()?.parse().ok());
-            self.remembers.store(remembers.unwrap_or(0), Ordering::Relaxed);
+            let now = (self.parts.clock.now(), self.parts.clock.wall());
+            self.announced.learn(response.status(), response.headers(), key, now);
             let headers = Headers::read(response.headers(), self.parts.clock.wall());
             let status = response.status();
             self.parts.budget.learn(ticket, &headers, status == StatusCode::TOO_MANY_REQUESTS);
